@@ -1,0 +1,1 @@
+"""What the architecture says; knows no Linux and no KVM."""

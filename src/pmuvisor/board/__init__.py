@@ -1,0 +1,1 @@
+"""A machine to run guests on."""

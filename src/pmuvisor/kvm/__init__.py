@@ -1,0 +1,1 @@
+"""What KVM adds to the host kernel."""
