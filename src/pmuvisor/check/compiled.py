@@ -1,0 +1,40 @@
+"""The compiled reading: semantic functions under numba, over the records' derived layout.
+
+`compiled(f)` is `f` with every semantic function that it calls, directly or not, compiled by numba; the module's own
+functions are left as they were. Arguments are rows of a layout (see `records.layout`) and integers.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any, cast
+
+import numba
+
+_SEMANTIC = ("pmuvisor.arch.", "pmuvisor.linux.", "pmuvisor.kvm.")
+
+
+def compiled(function: Callable[..., Any], *, boundscheck: bool = False, also: tuple[str, ...] = ()) -> Any:
+    """Return `function` compiled in numba's nopython mode.
+
+    `boundscheck` makes an index out of range an IndexError, for tests. `also` names further modules, outside
+    of arch/, linux/ and kvm/, whose functions are semantic code too.
+    """
+    return _compile(cast(types.FunctionType, function), {}, boundscheck, (*_SEMANTIC, *also))
+
+
+def _compile(
+    function: types.FunctionType, done: dict[types.FunctionType, Any], boundscheck: bool, homes: tuple[str, ...]
+) -> Any:
+    if function in done:
+        return done[function]
+    world = dict(function.__globals__)
+    twin = types.FunctionType(function.__code__, world, function.__name__, function.__defaults__)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    made = done[function] = numba.njit(twin, boundscheck=boundscheck)
+    for name in function.__code__.co_names:
+        called = world.get(name)
+        if isinstance(called, types.FunctionType) and f"{called.__module__}.".startswith(homes):
+            world[name] = _compile(called, done, boundscheck, homes)
+    return made

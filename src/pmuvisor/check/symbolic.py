@@ -1,0 +1,175 @@
+"""The symbolic reading: plain functions run on Z3 bit vectors.
+
+A semantic function is called with records whose integers are `Int`s. Arithmetic builds terms; where the function asks
+whether something holds (`if`, `while`, a subscript), the run forks: `paths` replays the function once for every
+feasible sequence of answers. All integers are 64 bits wide and wrap, as numba's are; a field's width is a constraint on
+its variable. Nothing here knows what the functions are about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import z3
+
+from pmuvisor import records
+
+R = TypeVar("R")
+WORD = 64
+"""Width in bits of every symbolic integer."""
+MAX_SUBSCRIPT = 64
+"""A symbolic subscript forks over 0 to this, exclusive; beyond it IndexError, as for a list."""
+
+
+class _Run:
+    """One run of a function: the decisions replayed, those newly taken, and the branches left to explore."""
+
+    def __init__(self, solver: Any, prefix: list[bool]) -> None:
+        self.solver = solver
+        self.prefix = prefix
+        self.taken: list[bool] = []
+        self.todo: list[list[bool]] = []
+
+    def decide(self, condition: Any) -> bool:
+        condition = z3.simplify(condition)
+        if z3.is_true(condition) or z3.is_false(condition):
+            return bool(z3.is_true(condition))
+        depth = len(self.taken)
+        if depth < len(self.prefix):
+            choice = self.prefix[depth]
+        else:
+            choice = self.solver.check(condition) == z3.sat
+            if choice and self.solver.check(z3.Not(condition)) == z3.sat:
+                self.todo.append([*self.taken, False])
+        self.taken.append(choice)
+        self.solver.add(condition if choice else z3.Not(condition))
+        return choice
+
+
+_current: list[_Run] = []
+
+
+def _decide(condition: Any) -> bool:
+    if not _current:
+        raise RuntimeError("a symbolic value was asked for its truth outside of paths()")
+    return _current[-1].decide(condition)
+
+
+class Bool:
+    """A symbolic truth value: asking for it forks the run."""
+
+    __slots__ = ("term",)
+
+    def __init__(self, term: Any) -> None:
+        self.term = term
+
+    def __bool__(self) -> bool:
+        return _decide(self.term)
+
+
+class Int:
+    """A symbolic integer of 64 bits. Comparison is unsigned, as CPython's is on the values the semantics keeps."""
+
+    __slots__ = ("term",)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, term: Any) -> None:
+        self.term = term
+
+    def __bool__(self) -> bool:
+        return _decide(self.term != 0)
+
+    def __invert__(self) -> Int:
+        return Int(~self.term)
+
+    def __neg__(self) -> Int:
+        return Int(-self.term)
+
+    def __index__(self) -> int:
+        for value in range(MAX_SUBSCRIPT):
+            if _decide(self.term == value):
+                return value
+        raise IndexError(f"a symbolic subscript of {MAX_SUBSCRIPT} or more")
+
+
+def word(value: Any) -> Any:
+    """Return the 64-bit term of an `Int`, a Python integer or a bool."""
+    return value.term if isinstance(value, Int) else z3.BitVecVal(int(value), WORD)
+
+
+def truth(value: Any) -> Any:
+    """Return the Boolean term of what a predicate returned: a `Bool`, an `Int` or a plain value."""
+    if isinstance(value, Bool):
+        return value.term
+    if isinstance(value, Int):
+        return value.term != 0
+    return z3.BoolVal(bool(value))
+
+
+def _binary(name: str, build: Callable[[Any, Any], Any], result: type[Any], *, reverse: bool = False) -> None:
+    def method(a: Any, b: Any) -> Any:
+        if not isinstance(b, Int | int):
+            return NotImplemented
+        return result(build(word(a), word(b)))
+
+    setattr(Int, f"__{name}__", method)
+    if reverse:
+        setattr(Int, f"__r{name}__", lambda a, b: result(build(word(b), word(a))))
+
+
+for _name, _build in {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "lshift": lambda a, b: a << b,
+    "rshift": z3.LShR,
+}.items():
+    _binary(_name, _build, Int, reverse=True)
+for _name, _build in {
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "lt": z3.ULT,
+    "le": z3.ULE,
+    "gt": z3.UGT,
+    "ge": z3.UGE,
+}.items():
+    _binary(_name, _build, Bool)
+
+
+def symbolic(cls: type[R], prefix: str, sizes: records.Sizes | None = None) -> R:
+    """Return a record of `cls` in which every integer is a fresh variable of its declared width.
+
+    The variables are named `prefix.path`, so two calls with one prefix give the same variables.
+    """
+    made = records.new(cls, sizes)
+    for leaf in records.leaves(cls, sizes):
+        name = ".".join([prefix, *map(str, leaf.path)])
+        term = z3.BitVec(name, leaf.width)
+        records.put(made, leaf.path, Int(term if leaf.width == WORD else z3.ZeroExt(WORD - leaf.width, term)))
+    return made
+
+
+def paths(run: Callable[[], R], assume: Sequence[Any] = ()) -> Iterator[tuple[Any, R]]:
+    """Run a function along every feasible path; yield (solver holding the path's condition, what it returned).
+
+    `run` must build its own arguments, since it is called once for each path. The solver yielded is valid only until
+    the next step of the iteration. `assume` are Boolean terms that hold at the start.
+    """
+    solver = z3.SolverFor("QF_BV")
+    solver.add(*assume)
+    work: list[list[bool]] = [[]]
+    while work:
+        solver.push()
+        this = _Run(solver, work.pop())
+        _current.append(this)
+        try:
+            result = run()
+        finally:
+            _current.pop()
+        work += this.todo
+        yield solver, result
+        solver.pop()
