@@ -121,6 +121,7 @@ def fields(cls: type[Any]) -> tuple[Field, ...]:
 
 
 def _field(cls: type[Any], name: str, hint: Any) -> Field:
+    base: Any
     base, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     role = next((m for m in marks if isinstance(m, Role)), Role.STATE)
     bits = next((m for m in marks if isinstance(m, Bits)), None)
@@ -133,8 +134,9 @@ def _field(cls: type[Any], name: str, hint: Any) -> Field:
             return Field(name, each.width, each.length, None, role)
         if dataclasses.is_dataclass(item) and each.width is None:
             return Field(name, None, each.length, item, role)
-    if isinstance(base, type) and dataclasses.is_dataclass(base) and bits is None and each is None:
-        return Field(name, None, None, base, role)
+    if bits is None and each is None and dataclasses.is_dataclass(base):
+        nested: Any = base
+        return Field(name, None, None, nested, role)
     raise RecordError(f"{cls.__name__}.{name}: expected an integer with Bits, a record, or a list of either with Each")
 
 
