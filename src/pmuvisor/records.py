@@ -121,22 +121,23 @@ def fields(cls: type[Any]) -> tuple[Field, ...]:
 
 
 def _field(cls: type[Any], name: str, hint: Any) -> Field:
-    base: Any
-    base, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    base: Any = hint
+    marks: list[Any] = []
+    if get_origin(hint) is Annotated:
+        base, *marks = get_args(hint)
     role = next((m for m in marks if isinstance(m, Role)), Role.STATE)
     bits = next((m for m in marks if isinstance(m, Bits)), None)
     each = next((m for m in marks if isinstance(m, Each)), None)
     if base is int and bits is not None:
         return Field(name, bits.width, None, None, role)
     if get_origin(base) is list and each is not None:
-        (item,) = get_args(base)
+        item: Any = get_args(base)[0]
         if item is int and each.width is not None:
             return Field(name, each.width, each.length, None, role)
-        if dataclasses.is_dataclass(item) and each.width is None:
+        if hasattr(item, "__dataclass_fields__") and each.width is None:
             return Field(name, None, each.length, item, role)
-    if bits is None and each is None and dataclasses.is_dataclass(base):
-        nested: Any = base
-        return Field(name, None, None, nested, role)
+    if bits is None and each is None and hasattr(base, "__dataclass_fields__"):
+        return Field(name, None, None, base, role)
     raise RecordError(f"{cls.__name__}.{name}: expected an integer with Bits, a record, or a list of either with Each")
 
 

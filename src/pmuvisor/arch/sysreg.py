@@ -1,8 +1,8 @@
 """Encodings and fields of the registers that the PMU and its traps use.
 
-A register is named in the semantics by an integer, its `key`: op0<1:0>:op1:CRn:CRm:op2, 16 bits, in the order of the A64
-MRS and MSR encodings (Arm ARM C5.1). PMEVCNTR<n>_EL0 and PMEVTYPER<n>_EL0 are consecutive keys. Names are for people:
-`name_of` and `BY_NAME` belong to reports and command lines, not to the semantics.
+A register is named in the semantics by an integer, its `key`: op0<1:0>:op1:CRn:CRm:op2, 16 bits, in the order of the
+A64 MRS and MSR encodings (Arm ARM C5.1). PMEVCNTR<n>_EL0 and PMEVTYPER<n>_EL0 are consecutive keys. Names are for
+people: `name_of` and `BY_NAME` belong to reports and command lines, not to the semantics.
 """
 
 from __future__ import annotations

@@ -1,0 +1,544 @@
+"""PMUv3: which counters count, what overflow does, what a register reads as and what writing it changes.
+
+Each function states one of the Arm ARM's pseudocode functions (J1.3.1, "shared/debug/pmu", and J1.1.1,
+"aarch64/debug/pmu") or the "Accessing" part of one register's page, and is named after it. Who may reach a register at
+all is `traps`' matter: `read` and `write` here assume that the access was allowed.
+
+Sets of counters are masks: bit n is event counter n, bit 31 the cycle counter, bit 32 the instruction counter. `el` is
+the Exception level, 0 to 2, in Non-secure state. Amounts are at most 2**62 and at most the counter's mask.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pmuvisor.arch.events import CHAIN, SW_INCR
+from pmuvisor.arch.sysreg import (
+    CYCLE,
+    EVENT_COUNTERS,
+    FGT2_NPMICFILTR,
+    FILTER_M,
+    FILTER_MT,
+    FILTER_NSH,
+    FILTER_NSK,
+    FILTER_NSU,
+    FILTER_P,
+    FILTER_SH,
+    FILTER_U,
+    INSTRUCTION,
+    MDCR_HPMN,
+    PMCCFILTR_EL0,
+    PMCCNTR_EL0,
+    PMCEID0_EL0,
+    PMCEID1_EL0,
+    PMCNTENCLR_EL0,
+    PMCNTENSET_EL0,
+    PMCR_C,
+    PMCR_D,
+    PMCR_DP,
+    PMCR_E,
+    PMCR_EL0,
+    PMCR_FZO,
+    PMCR_LC,
+    PMCR_LP,
+    PMCR_N_SHIFT,
+    PMCR_P,
+    PMCR_X,
+    PMEVCNTR0_EL0,
+    PMEVTYPER0_EL0,
+    PMICFILTR_EL0,
+    PMICNTR_EL0,
+    PMINTENCLR_EL1,
+    PMINTENSET_EL1,
+    PMMIR_EL1,
+    PMOVSCLR_EL0,
+    PMOVSSET_EL0,
+    PMSELR_EL0,
+    PMSWINC_EL0,
+    PMUSERENR_EL0,
+    PMUV3P1,
+    PMUV3P5,
+    PMUV3P7,
+    PMXEVCNTR_EL0,
+    PMXEVTYPER_EL0,
+    is_pmevcntr,
+    is_pmevtyper,
+)
+from pmuvisor.records import U1, U4, U5, U6, U16, U32, U33, U64, Bits, Each, Role, record
+
+# Where the architecture leaves the behaviour open and a choice was made here: bits of Pe.unpredictable.
+UNPREDICTABLE_HPMN = 1 << 0
+"""MDCR_EL2.HPMN above N, or 0 without FEAT_HPMN0 (Unpredictable_RES_HPMN). Chosen: behaves as N."""
+UNPREDICTABLE_EVENT_COUNTER = 1 << 1
+"""A counter beyond the accessible ones (Unpredictable_PMUEVENTCOUNTER). Chosen: the access is UNDEFINED."""
+
+EVENT_FIELD = 0xFFFF
+"""PMEVTYPER<n>_EL0.evtCount with the extension of PMUv3p1."""
+
+
+@record
+class Features:
+    """What a core implements of the PMU: constant in a run."""
+
+    event_counters: U5
+    """N, 0 to 31."""
+    pmuver: U4
+    """ID_AA64DFR0_EL1.PMUVer."""
+    hpmn0: U1
+    fgt: U1
+    fgt2: U1
+    icntr: U1
+    """FEAT_PMUv3_ICNTR."""
+    el3: U1
+    sel2: U1
+    """FEAT_SEL2: Secure EL2."""
+    mt: U1
+    """The core is multithreaded: PMEVTYPER<n>_EL0.MT is not RES0."""
+    aarch32: U1
+    """Some Exception level can use AArch32: PMCR_EL0.LC is not RES1."""
+    identity: U16
+    """PMCR_EL0.{IMP, IDCODE}."""
+    pmceid0: U64
+    pmceid1: U64
+    pmmir: U32
+    half_bits: U6
+    """Where short counters overflow: 32, less in a model scaled down."""
+    half_mask: U64
+    counter_mask: U64
+    """The bits that a 64-bit counter has: all of them, less in a model scaled down."""
+    counter_top: U6
+    """The number of its highest bit."""
+
+
+@record
+class Pe:
+    """One PE's PMU, and the EL2 registers that govern it."""
+
+    core: Features
+    pmcr: U32
+    """The bits of PMCR_EL0 that are state: E, D, X, DP, LC, LP, FZO."""
+    cnten: U33
+    inten: U33
+    ovs: U33
+    selr: U5
+    userenr: U4
+    evcntr: Annotated[list[int], Each("event_counters", "counter_width")]
+    evtyper: Annotated[list[int], Each("event_counters", 32)]
+    ccntr: Annotated[int, Bits("counter_width")]
+    ccfiltr: U32
+    icntr: Annotated[int, Bits("counter_width")]
+    icfiltr: U32
+    divider: U6
+    """Cycles since PMCCNTR_EL0 last counted, where PMCR_EL0.D divides by 64."""
+    mdcr_el2: U64
+    hdfgrtr_el2: U64
+    hdfgwtr_el2: U64
+    hdfgrtr2_el2: U64
+    hdfgwtr2_el2: U64
+    tge: U1
+    """HCR_EL2.TGE with E2H = 1: the host and its processes run, not a guest."""
+    unpredictable: Annotated[int, Bits(8), Role.LEDGER]
+    """Which choices named UNPREDICTABLE_* a run has come to depend on."""
+
+
+# ---- arithmetic that reads the same for Python's integers, signed 64-bit ones and bit vectors -------------
+
+
+def nonzero(value: int) -> int:
+    """Return 1 where `value`, 64 bits, is not zero, else 0, without a branch."""
+    return ((value | -value) >> 63) & 1
+
+
+def equal(a: int, b: int) -> int:
+    """Return 1 where `a` and `b` are equal, else 0, without a branch."""
+    return 1 - nonzero(a ^ b)
+
+
+# ---- ranges -----------------------------------------------------------------------------------------------
+
+
+def effective_hpmn(pe: Pe) -> int:
+    """State EffectiveHPMN(): how many event counters are in the first range."""
+    hpmn = pe.mdcr_el2 & MDCR_HPMN
+    if hpmn > pe.core.event_counters or (hpmn == 0 and pe.core.hpmn0 == 0):
+        hpmn = pe.core.event_counters
+    return hpmn
+
+
+def event_counters(pe: Pe) -> int:
+    """Return the mask of all event counters implemented."""
+    return (1 << pe.core.event_counters) - 1
+
+
+def fixed_counters(pe: Pe) -> int:
+    """Return the mask of the counters in neither range, which follow the first range's controls."""
+    return (1 << CYCLE) | (pe.core.icntr << INSTRUCTION)
+
+
+def first_range(pe: Pe) -> int:
+    """State GetPMUCounterRange() = R1: event counters below HPMN, the cycle and the instruction counter."""
+    return ((1 << effective_hpmn(pe)) - 1) | fixed_counters(pe)
+
+
+def second_range(pe: Pe) -> int:
+    """State GetPMUCounterRange() = R2: event counters from HPMN up."""
+    return event_counters(pe) & ~((1 << effective_hpmn(pe)) - 1)
+
+
+def get_num_event_counters_accessible(pe: Pe, el: int) -> int:
+    """State GetNumEventCountersAccessible() at `el`; HCR_EL2.TGE gives host processes all of them."""
+    if el < 2 and pe.tge == 0:
+        return effective_hpmn(pe)
+    return pe.core.event_counters
+
+
+def get_pmu_access_mask(pe: Pe, el: int) -> int:
+    """State GetPMUAccessMask(): the counters that `el` can reach. EL0 does not reach the instruction counter."""
+    mask = ((1 << get_num_event_counters_accessible(pe, el)) - 1) | fixed_counters(pe)
+    if el == 0:
+        mask &= ~(1 << INSTRUCTION)
+    return mask
+
+
+def get_pmu_read_mask(pe: Pe, el: int) -> int:
+    """State GetPMUReadMask(): the bits of PMCNTEN*, PMINTEN* and PMOVS* that a read at `el` shows."""
+    return _without_trapped_instruction_counter(pe, el, pe.hdfgrtr2_el2)
+
+
+def get_pmu_write_mask(pe: Pe, el: int) -> int:
+    """State GetPMUWriteMask(FALSE): the bits of PMCNTEN*, PMINTEN* and PMOVS* that a write at `el` changes."""
+    return _without_trapped_instruction_counter(pe, el, pe.hdfgwtr2_el2)
+
+
+def _without_trapped_instruction_counter(pe: Pe, el: int, hdfgxtr2: int) -> int:
+    mask = get_pmu_access_mask(pe, el)
+    if el < 2 and pe.tge == 0:
+        mask &= ~((1 - ((hdfgxtr2 >> FGT2_NPMICFILTR) & 1)) << INSTRUCTION)
+    return mask
+
+
+# ---- what counts ------------------------------------------------------------------------------------------
+
+
+def filtered_at(pe: Pe, control: int, el: int) -> int:
+    """Return 1 where the filter bits of `control` (PMEVTYPER<n>, PMCCFILTR, PMICFILTR) exclude Non-secure `el`."""
+    if el == 0:
+        return ((control >> FILTER_U) ^ ((control >> FILTER_NSU) & pe.core.el3)) & 1
+    if el == 1:
+        return ((control >> FILTER_P) ^ ((control >> FILTER_NSK) & pe.core.el3)) & 1
+    return 1 - ((control >> FILTER_NSH) & 1)
+
+
+def filtered(pe: Pe, el: int) -> int:
+    """Return the mask of the counters that are filtered at `el`."""
+    mask = (filtered_at(pe, pe.ccfiltr, el) << CYCLE) | (filtered_at(pe, pe.icfiltr, el) << INSTRUCTION)
+    for i in range(pe.core.event_counters):
+        mask |= filtered_at(pe, pe.evtyper[i], el) << i
+    return mask
+
+
+def should_pmu_freeze(pe: Pe, counters: int) -> int:
+    """State ShouldPMUFreeze(): 1 where one of `counters`, other than the cycle counter, has overflowed."""
+    return nonzero(pe.ovs & counters & ~(1 << CYCLE))
+
+
+def count_pmu_events(pe: Pe, el: int) -> int:
+    """State CountPMUEvents() for every counter at once: the mask of those that count at `el`."""
+    first = first_range(pe)
+    second = second_range(pe)
+    enabled = pe.cnten & ((first & -(pe.pmcr & PMCR_E)) | (second & -((pe.mdcr_el2 >> 7) & 1)))
+    stopped_first = 0
+    stopped_second = 0
+    cycle_prohibited = 0
+    if el == 2 and pe.core.pmuver >= PMUV3P1:
+        stopped_first = (pe.mdcr_el2 >> 17) & 1
+    if pe.core.pmuver >= PMUV3P7:
+        stopped_first |= ((pe.pmcr >> 9) & 1) & should_pmu_freeze(pe, first)
+        stopped_second = ((pe.mdcr_el2 >> 29) & 1) & should_pmu_freeze(pe, second)
+    if el == 2 and pe.core.pmuver >= PMUV3P5:
+        cycle_prohibited = (pe.mdcr_el2 >> 23) & 1
+    stopped = (first & ~(1 << CYCLE) & -stopped_first) | (second & -stopped_second)
+    stopped |= ((stopped_first & (pe.pmcr >> 5) & 1) | cycle_prohibited) << CYCLE
+    return enabled & ~stopped & ~filtered(pe, el)
+
+
+def is_long(pe: Pe, i: int) -> int:
+    """Return 1 where event counter `i` overflows at 64 bits: PMCR_EL0.LP or MDCR_EL2.HLP, from PMUv3p5."""
+    if pe.core.pmuver < PMUV3P5:
+        return 0
+    in_first = (first_range(pe) >> i) & 1
+    return ((pe.pmcr >> 7) & in_first & 1) | ((pe.mdcr_el2 >> 26) & (1 - in_first) & 1)
+
+
+def event_counter_mask(pe: Pe) -> int:
+    """Return the bits that an event counter has: 64 of them from PMUv3p5, else 32."""
+    if pe.core.pmuver < PMUV3P5:
+        return pe.core.half_mask
+    return pe.core.counter_mask
+
+
+def carry_out(pe: Pe, old: int, amount: int, total: int) -> int:
+    """Return the carry of the 64-bit addition old + amount = total."""
+    return (((old & amount) | ((old | amount) & ~total)) >> pe.core.counter_top) & 1
+
+
+def increment_event_counter(pe: Pe, i: int, amount: int) -> int:
+    """State AArch64.IncrementEventCounter(): return how many CHAIN events the addition makes for the next counter."""
+    old = pe.evcntr[i]
+    total = (old + amount) & event_counter_mask(pe)
+    long = is_long(pe, i)
+    wraps = ((old & pe.core.half_mask) + amount) >> pe.core.half_bits
+    overflow = (nonzero(wraps) & (1 - long)) | (carry_out(pe, old, amount, total) & long)
+    pe.evcntr[i] = total
+    pe.ovs |= overflow << i
+    return wraps & -((1 - long) & (1 - (i & 1)))
+
+
+def _increment(pe: Pe, counting: int, hits: int, amount: int) -> None:
+    """Add `amount` to each event counter of `hits`, and what overflows from an even one to its neighbour's CHAIN."""
+    chained = 0
+    for i in range(pe.core.event_counters):
+        chain = equal(pe.evtyper[i] & EVENT_FIELD, CHAIN) & (counting >> i)
+        more = (amount & -((hits >> i) & 1)) + (chained & -(chain & 1))
+        chained = increment_event_counter(pe, i, more)
+
+
+def selecting(pe: Pe, event: int) -> int:
+    """Return the mask of the event counters whose PMEVTYPER<n>_EL0 selects `event`."""
+    mask = 0
+    for i in range(pe.core.event_counters):
+        mask |= equal(pe.evtyper[i] & EVENT_FIELD, event) << i
+    return mask
+
+
+def pmu_event(pe: Pe, el: int, event: int, amount: int) -> None:
+    """State PMUEvent(): `event` happened `amount` times at `el`.
+
+    Where a freeze-on-overflow bit is set, or a counter would overflow twice, the caller gives the amounts up to each
+    overflow separately.
+    """
+    counting = count_pmu_events(pe, el)
+    _increment(pe, counting, counting & selecting(pe, event), amount)
+
+
+def pmu_sw_increment(pe: Pe, el: int, value: int) -> None:
+    """State PMUSwIncrement(): a write of `value` to PMSWINC_EL0 at `el`."""
+    counting = count_pmu_events(pe, el)
+    hits = value & counting & get_pmu_access_mask(pe, el) & EVENT_COUNTERS
+    _increment(pe, counting, hits & selecting(pe, SW_INCR), 1)
+
+
+def increment_cycle_counter(pe: Pe, el: int, cycles: int) -> None:
+    """State AArch64.IncrementCycleCounter(), for `cycles` cycles at `el`."""
+    amount = cycles & -((count_pmu_events(pe, el) >> CYCLE) & 1)
+    long = effective_lc(pe)
+    if (pe.pmcr & PMCR_D) != 0 and long == 0:
+        amount += pe.divider
+        pe.divider = amount & 63
+        amount = amount >> 6
+    total = (pe.ccntr + amount) & pe.core.counter_mask
+    wraps = nonzero(((pe.ccntr & pe.core.half_mask) + amount) >> pe.core.half_bits)
+    overflow = (wraps & (1 - long)) | (carry_out(pe, pe.ccntr, amount, total) & long)
+    pe.ccntr = total
+    pe.ovs |= overflow << CYCLE
+
+
+def increment_instruction_counter(pe: Pe, el: int, amount: int) -> None:
+    """State IncrementInstructionCounter(), for `amount` instructions at `el`: always 64 bits."""
+    more = amount & -((count_pmu_events(pe, el) >> INSTRUCTION) & 1)
+    total = (pe.icntr + more) & pe.core.counter_mask
+    pe.ovs |= carry_out(pe, pe.icntr, more, total) << INSTRUCTION
+    pe.icntr = total
+
+
+def effective_lc(pe: Pe) -> int:
+    """Return PMCR_EL0.LC, which is RES1 where no Exception level can use AArch32."""
+    return ((pe.pmcr >> 6) & 1) | (1 - pe.core.aarch32)
+
+
+def overflow_interrupts(pe: Pe) -> int:
+    """Return the mask of the counters that drive the interrupt: overflowed, enabled to interrupt, range enabled.
+
+    CheckPMUOverflowCondition(PMUOverflowCondition_IRQ). PMCNTEN takes no part in it.
+    """
+    on = (first_range(pe) & -(pe.pmcr & PMCR_E)) | (second_range(pe) & -((pe.mdcr_el2 >> 7) & 1))
+    return pe.ovs & pe.inten & on
+
+
+def check_for_pmu_overflow(pe: Pe) -> int:
+    """State CheckForPMUOverflow(): the level of PMUIRQ, 0 or 1."""
+    return nonzero(overflow_interrupts(pe))
+
+
+# ---- registers --------------------------------------------------------------------------------------------
+
+
+def clear_event_counters(pe: Pe, el: int) -> None:
+    """State ClearEventCounters(): PMCR_EL0.P written at `el`. At EL2 it zeroes the second range as well."""
+    keep = ~((1 << get_num_event_counters_accessible(pe, el)) - 1)
+    for i in range(pe.core.event_counters):
+        pe.evcntr[i] = pe.evcntr[i] & -((keep >> i) & 1)
+
+
+def pmcr_state_bits(pe: Pe) -> int:
+    """Return the bits of PMCR_EL0 that a write stores on this core."""
+    bits = PMCR_E | PMCR_D | PMCR_X | PMCR_DP | PMCR_LC
+    if pe.core.pmuver >= PMUV3P5:
+        bits |= PMCR_LP
+    if pe.core.pmuver >= PMUV3P7:
+        bits |= PMCR_FZO
+    return bits
+
+
+def filter_bits(pe: Pe) -> int:
+    """Return the filter bits that PMEVTYPER<n>, PMCCFILTR and PMICFILTR have on this core."""
+    bits = (1 << FILTER_P) | (1 << FILTER_U) | (1 << FILTER_NSH)
+    bits |= (pe.core.el3 << FILTER_NSK) | (pe.core.el3 << FILTER_NSU) | (pe.core.el3 << FILTER_M)
+    return bits | ((pe.core.el3 & pe.core.sel2) << FILTER_SH)
+
+
+def evtyper_bits(pe: Pe) -> int:
+    """Return the bits that PMEVTYPER<n>_EL0 has on this core: evtCount is 10 bits wide before PMUv3p1."""
+    event = EVENT_FIELD
+    if pe.core.pmuver < PMUV3P1:
+        event = 0x3FF
+    return filter_bits(pe) | (pe.core.mt << FILTER_MT) | event
+
+
+def reset(pe: Pe) -> None:
+    """Reset the PMU as a Warm reset does; fields that the architecture leaves UNKNOWN become 0, HPMN becomes N."""
+    pe.pmcr = (1 - pe.core.aarch32) << 6
+    pe.cnten = 0
+    pe.inten = 0
+    pe.ovs = 0
+    pe.selr = 0
+    pe.userenr = 0
+    for i in range(pe.core.event_counters):
+        pe.evcntr[i] = 0
+        pe.evtyper[i] = 0
+    pe.ccntr = 0
+    pe.ccfiltr = 0
+    pe.icntr = 0
+    pe.icfiltr = 0
+    pe.divider = 0
+    pe.mdcr_el2 = pe.core.event_counters
+    pe.hdfgrtr_el2 = 0
+    pe.hdfgwtr_el2 = 0
+    pe.hdfgrtr2_el2 = 0
+    pe.hdfgwtr2_el2 = 0
+
+
+def read_pmcr(pe: Pe, el: int) -> int:
+    """Return PMCR_EL0 as read at `el`: N shows the accessible event counters, P and C read as zero."""
+    n = get_num_event_counters_accessible(pe, el)
+    return pe.pmcr | (effective_lc(pe) << 6) | (n << PMCR_N_SHIFT) | (pe.core.identity << 16)
+
+
+def write_pmcr(pe: Pe, el: int, value: int) -> None:
+    """Write PMCR_EL0 at `el`."""
+    bits = pmcr_state_bits(pe)
+    pe.pmcr = (pe.pmcr & ~bits) | (value & bits)
+    if (value & PMCR_P) != 0:
+        clear_event_counters(pe, el)
+    if (value & PMCR_C) != 0:
+        pe.ccntr = 0
+
+
+def pmceid(pe: Pe, value: int) -> int:
+    """Return PMCEID<n>_EL0, whose upper half exists from PMUv3p1."""
+    if pe.core.pmuver < PMUV3P1:
+        return value & 0xFFFF_FFFF
+    return value
+
+
+def read(pe: Pe, el: int, key: int) -> int:
+    """Return what an allowed MRS of PMU register `key` reads at `el`, 64 bits."""
+    if is_pmevcntr(key):
+        return pe.evcntr[key - PMEVCNTR0_EL0]
+    if is_pmevtyper(key):
+        return pe.evtyper[key - PMEVTYPER0_EL0]
+    if key == PMXEVCNTR_EL0:
+        return pe.evcntr[pe.selr]
+    if key == PMXEVTYPER_EL0:
+        if pe.selr == CYCLE:
+            return pe.ccfiltr
+        return pe.evtyper[pe.selr]
+    if key in (PMCNTENSET_EL0, PMCNTENCLR_EL0):
+        return pe.cnten & get_pmu_read_mask(pe, el)
+    if key in (PMINTENSET_EL1, PMINTENCLR_EL1):
+        return pe.inten & get_pmu_read_mask(pe, el)
+    if key in (PMOVSSET_EL0, PMOVSCLR_EL0):
+        return pe.ovs & get_pmu_read_mask(pe, el)
+    return _read_single(pe, el, key)
+
+
+def _read_single(pe: Pe, el: int, key: int) -> int:
+    """Read a register that is no set of counters and belongs to no single event counter."""
+    if key == PMCR_EL0:
+        return read_pmcr(pe, el)
+    if key == PMCCNTR_EL0:
+        return pe.ccntr
+    if key == PMCCFILTR_EL0:
+        return pe.ccfiltr
+    if key == PMSELR_EL0:
+        return pe.selr
+    if key == PMUSERENR_EL0:
+        return pe.userenr
+    if key == PMCEID0_EL0:
+        return pmceid(pe, pe.core.pmceid0)
+    if key == PMCEID1_EL0:
+        return pmceid(pe, pe.core.pmceid1)
+    if key == PMICNTR_EL0:
+        return pe.icntr
+    if key == PMICFILTR_EL0:
+        return pe.icfiltr
+    if key == PMMIR_EL1:
+        return pe.core.pmmir
+    return 0
+
+
+def write(pe: Pe, el: int, key: int, value: int) -> None:
+    """Carry out an allowed MSR of `value`, 64 bits, to PMU register `key` at `el`."""
+    mask = get_pmu_write_mask(pe, el)
+    if is_pmevcntr(key):
+        pe.evcntr[key - PMEVCNTR0_EL0] = value & event_counter_mask(pe)
+    elif is_pmevtyper(key):
+        pe.evtyper[key - PMEVTYPER0_EL0] = value & evtyper_bits(pe)
+    elif key == PMXEVCNTR_EL0:
+        pe.evcntr[pe.selr] = value & event_counter_mask(pe)
+    elif key == PMXEVTYPER_EL0 and pe.selr != CYCLE:
+        pe.evtyper[pe.selr] = value & evtyper_bits(pe)
+    elif key == PMCNTENSET_EL0:
+        pe.cnten |= value & mask
+    elif key == PMCNTENCLR_EL0:
+        pe.cnten &= ~(value & mask)
+    elif key == PMINTENSET_EL1:
+        pe.inten |= value & mask
+    elif key == PMINTENCLR_EL1:
+        pe.inten &= ~(value & mask)
+    elif key == PMOVSSET_EL0:
+        pe.ovs |= value & mask
+    elif key == PMOVSCLR_EL0:
+        pe.ovs &= ~(value & mask)
+    else:
+        _write_single(pe, el, key, value)
+
+
+def _write_single(pe: Pe, el: int, key: int, value: int) -> None:
+    """Write a register that is no set of counters and belongs to no single event counter."""
+    if key == PMCR_EL0:
+        write_pmcr(pe, el, value)
+    elif key == PMSWINC_EL0:
+        pmu_sw_increment(pe, el, value)
+    elif key == PMSELR_EL0:
+        pe.selr = value & 0x1F
+    elif key == PMCCNTR_EL0:
+        pe.ccntr = value & pe.core.counter_mask
+    elif key in (PMCCFILTR_EL0, PMXEVTYPER_EL0):
+        pe.ccfiltr = value & filter_bits(pe)
+    elif key == PMUSERENR_EL0:
+        pe.userenr = value & 0xF
+    elif key == PMICNTR_EL0:
+        pe.icntr = value & pe.core.counter_mask
+    elif key == PMICFILTR_EL0:
+        pe.icfiltr = value & filter_bits(pe)
