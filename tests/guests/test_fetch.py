@@ -1,0 +1,198 @@
+"""Fetching a kernel: from an archive that is only pretended here, by an apt-get that is only pretended too."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pmuvisor.lab import guests
+from pmuvisor.lab.guests import GuestError, cached_linux, fetch_linux, linux_folder
+
+KERNEL_PACKAGE = "linux-image-9.9.0-1-cloud-arm64"
+
+OFFLINE = """\
+case "$*" in
+*update) echo "Err:1 http://deb.example/debian stable InRelease"
+    echo "  Temporary failure resolving 'deb.example'"
+    echo "W: Failed to fetch http://deb.example/debian/InRelease  Temporary failure resolving 'deb.example'";;
+*) echo "E: Unable to locate package linux-image-cloud-arm64" >&2; exit 100;;
+esac
+"""
+NO_SUCH_PACKAGE = """\
+case "$*" in *update) ;; *) echo "E: Unable to locate package linux-image-cloud-arm64" >&2; exit 100;; esac
+"""
+
+Tool = Callable[[str, str], None]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tool:
+    """Makes the only tools that there are from then on."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def make(name: str, script: str) -> None:
+        (folder / name).write_text("#!/bin/sh\n" + script)
+        (folder / name).chmod(0o755)
+
+    return make
+
+
+def failure() -> str:
+    """The one line that a fetch fails with; it leaves nothing behind."""
+    before = {path: path.read_bytes() for path in linux_folder().glob("*")}
+    with pytest.raises(GuestError) as error:
+        fetch_linux(lambda _: None, force=True)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+    assert {path: path.read_bytes() for path in linux_folder().glob("*")} == before
+    return str(error.value)
+
+
+def test_no_apt_get(tool: Tool) -> None:
+    assert failure().startswith("apt-get not found")
+
+
+def test_no_dpkg_deb(tool: Tool) -> None:
+    tool("apt-get", "exit 0\n")
+    assert failure().startswith("dpkg-deb not found")
+
+
+def test_no_network(tool: Tool) -> None:
+    tool("apt-get", OFFLINE)
+    tool("dpkg-deb", "exit 2\n")
+    assert failure() == (
+        'no network to fetch linux-image-cloud-arm64: apt-get says "W: Failed to fetch '
+        "http://deb.example/debian/InRelease  Temporary failure resolving 'deb.example'\""
+    )
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        ("debian", "no package linux-image-cloud-arm64 in the package sources of this machine"),
+        (
+            "ubuntu",
+            "no package linux-image-cloud-arm64: the package sources of this machine (ubuntu) are not Debian's",
+        ),
+    ],
+)
+def test_no_such_package(tool: Tool, monkeypatch: pytest.MonkeyPatch, system: str, message: str) -> None:
+    monkeypatch.setattr(guests, "_system_name", lambda: system)
+    tool("apt-get", NO_SUCH_PACKAGE)
+    tool("dpkg-deb", "exit 2\n")
+    assert failure() == message
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("exit 100\n", "apt-get fetched no linux-image-cloud-arm64 (it ended with status 100 and no reason)"),
+        ("exit 0\n", "apt-get fetched no linux-image-cloud-arm64 (it ended with status 0 and no reason)"),
+        (
+            "echo 'E: The list of sources could not be read.'; exit 100\n",
+            "apt-get fetched no linux-image-cloud-arm64: E: The list of sources could not be read.",
+        ),
+        (
+            "printf '\\377\\000garbage' | tee linux-image-cloud-arm64_1_arm64.deb\n",
+            "linux-image-cloud-arm64_1_arm64.deb is not a Debian package with a field Depends",
+        ),
+    ],
+)
+def test_an_apt_get_that_does_not_work(tool: Tool, script: str, message: str) -> None:
+    tool("apt-get", "PATH=/usr/bin:/bin\n" + script)
+    tool("dpkg-deb", "PATH=/usr/bin:/bin\necho 'dpkg-deb: error: not a Debian format archive' >&2; exit 2\n")
+    assert failure() == message
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb here")
+class TestArchive:
+    """Real packages, made here, given out by an apt-get that knows where they are."""
+
+    @pytest.fixture(autouse=True)
+    def archive(self, tmp_path: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+        self.folder = tmp_path / "archive"
+        self.folder.mkdir()
+        tool("apt-get", f'for last; do :; done\ncase "$last" in update) ;; *) cp {self.folder}/"$last"_* .;; esac\n')
+        self.package("linux-image-cloud-arm64", "9.9.1", f"Depends: {KERNEL_PACKAGE} (= 9.9.1)\n", {})
+
+    def package(self, name: str, version: str, fields: str, content: dict[str, bytes]) -> None:
+        tree = self.folder / "tree"
+        for old in self.folder.glob(f"{name}_*"):
+            old.unlink()
+        (tree / "DEBIAN").mkdir(parents=True)
+        control = (
+            f"Package: {name}\nVersion: {version}\nArchitecture: arm64\nMaintainer: n <n@example>\nDescription: -\n"
+        )
+        (tree / "DEBIAN" / "control").write_text(control + fields)
+        for path, data in content.items():
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            (tree / path).write_bytes(data)
+        deb = self.folder / f"{name}_{version}_arm64.deb"
+        subprocess.run(["dpkg-deb", "-Znone", "--root-owner-group", "-b", tree, deb], check=True, capture_output=True)
+        shutil.rmtree(tree)
+
+    def kernel_package(self, version: str, kernel: bytes) -> None:
+        path = f"boot/vmlinuz-{KERNEL_PACKAGE.removeprefix('linux-image-')}"
+        self.package(KERNEL_PACKAGE, version, "", {path: kernel, "lib/modules/a.ko": bytes(1 << 20)})
+
+    @staticmethod
+    def kernel(fill: int) -> bytes:
+        """The header of an arm64 Image (Documentation/arch/arm64/booting) and as much behind it as it says."""
+        head = bytes(16) + (4096).to_bytes(8, "little") + bytes(32) + b"ARM\x64" + bytes(4)
+        return head + bytes([fill]) * (4096 - len(head))
+
+    def test_the_kernel_that_the_meta_package_names(self) -> None:
+        self.kernel_package("9.9.1", self.kernel(1))
+        steps: list[str] = []
+        fetched = fetch_linux(steps.append)
+        assert (fetched.package, fetched.version) == (KERNEL_PACKAGE, "9.9.1")
+        assert fetched.image.read_bytes() == self.kernel(1)
+        assert sorted(path.name for path in linux_folder().iterdir()) == ["kernel.json", fetched.image.name]
+        assert cached_linux() == fetched
+        assert steps == [
+            "package lists of arm64", "linux-image-cloud-arm64", KERNEL_PACKAGE, f"unpacking {KERNEL_PACKAGE} 9.9.1"
+        ]  # fmt: skip
+
+    def test_what_is_there_is_not_fetched_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kernel_package("9.9.1", self.kernel(1))
+        fetched = fetch_linux(lambda _: None)
+        monkeypatch.setenv("PATH", "")
+        assert fetch_linux(pytest.fail) == fetched
+
+    def test_force_replaces_it_and_a_failure_keeps_it(self) -> None:
+        self.kernel_package("9.9.1", self.kernel(1))
+        first = fetch_linux(lambda _: None)
+        self.kernel_package("9.9.2", b"#!/bin/sh\n")
+        assert failure().startswith(f"{KERNEL_PACKAGE}_9.9.2_arm64.deb holds no kernel: ")
+        assert cached_linux() == first
+        self.kernel_package("9.9.2", self.kernel(2))
+        second = fetch_linux(lambda _: None, force=True)
+        assert second.version == "9.9.2"
+        assert sorted(path.name for path in linux_folder().iterdir()) == ["kernel.json", second.image.name]
+
+    def test_a_kernel_that_was_cut_short_does_not_count(self) -> None:
+        self.kernel_package("9.9.1", self.kernel(1))
+        fetched = fetch_linux(lambda _: None)
+        fetched.image.write_bytes(self.kernel(1)[:100])
+        assert cached_linux() is None
+        assert fetch_linux(lambda _: None).image.read_bytes() == self.kernel(1)
+
+    def test_a_package_without_a_kernel(self) -> None:
+        self.package(KERNEL_PACKAGE, "9.9.1", "", {"usr/share/doc/readme": b""})
+        assert failure() == f"{KERNEL_PACKAGE}_9.9.1_arm64.deb holds no kernel: no boot/vmlinuz in it"
+
+    def test_a_meta_package_that_names_no_kernel(self) -> None:
+        self.package("linux-image-cloud-arm64", "9.9.1", "Depends: linux-base\n", {})
+        assert failure() == "linux-image-cloud-arm64 names no kernel package; it depends on 'linux-base'"
