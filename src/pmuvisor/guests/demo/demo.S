@@ -117,9 +117,9 @@ describe:
     ubfx    event_counters, x0, #11, #5
     say     "demo: PMUVer "
     say_dec x9
-    say     ", "
+    say     ", event counters "
     say_dec event_counters
-    say     " event counters, PMCEID0 "
+    say     ", PMCEID0 "
     mrs     x9, pmceid0_el0
     say_hex x9
     say     ", PMCEID1 "
@@ -235,20 +235,26 @@ measure_empty:
     address x0, empty_body
     address x2, empty
     bl      measure
-    say     "demo: an empty window, taken off every count below, reads"
+    say     "demo: an empty window, taken off all that follows:"
     address x10, empty
+    address x12, assigned
     mov     x11, #0
 1:  cmp     x11, used
     b.eq    2f
     say     " "
+    ldr     x0, [x12, x11, lsl #3]
+    add     x0, x0, #8
+    bl      print_string
+    say     " "
     ldr     x9, [x10, x11, lsl #3]
     say_dec x9
+    say     ","
     add     x11, x11, #1
     b       1b
-2:  say     " and "
+2:  say     " cycles "
     ldr     x9, [x10, #(8 * EVENTS)]
     say_dec x9
-    say     " cycles\n"
+    say     "\n"
     ret     x27
 
 empty_body:
