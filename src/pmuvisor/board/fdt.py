@@ -1,8 +1,8 @@
 """The device tree that the board gives to its guests.
 
 For: describing exactly the devices of `memmap`, in the nodes and properties that Linux's bindings name, so that a
-kernel made for QEMU's `virt` machine finds them. Not for: editing a tree that somebody else wrote. There is no rng-seed and no
-kaslr-seed: the same machine gives the same bytes.
+kernel made for QEMU's `virt` machine finds them. Not for: editing a tree that somebody else wrote. There is no rng-seed
+and no kaslr-seed: the same machine gives the same bytes.
 
 The rules are those of the Devicetree Specification, of Linux's Documentation/devicetree/bindings and of its
 Documentation/arch/arm64/booting.

@@ -3,8 +3,8 @@
 For: drivers that poll it or take its interrupts, Linux's among them. Not for: modem lines, DMA, line errors,
 loopback, baud rates. The rules are those of the PL011 technical reference manual, Arm DDI 0183, with time taken out:
 
-- A byte that the guest writes has left at once. The transmit FIFO is therefore always empty, and each byte makes it pass
-  its trigger level, which sets the transmit interrupt until the guest clears it.
+- A byte that the guest writes has left at once. The transmit FIFO is therefore always empty, and each byte makes it
+  pass its trigger level, which sets the transmit interrupt until the guest clears it.
 - A silence of 32 bit times is over at once. The receive timeout interrupt is therefore set whenever there is something
   to read and the receive interrupt is not set.
 - The enable bits of UARTCR are kept, but bytes pass without them: bare-metal images often never set them.

@@ -5,8 +5,8 @@ For: guests that program CNTV_* and CNTP_* and take their interrupts (PPIs `memm
 counter offsets, the hypervisor and secure timers.
 
 The rules are those of the Generic Timer chapter of the Arm Architecture Reference Manual, Arm DDI 0487. Time is in
-ticks of the system counter (`memmap.COUNTER_HZ` per second); the counter is 64 bits wide and wraps. A timer's condition is
-met while the counter is not below the compare value, both taken as unsigned: one set near the top of the range may
+ticks of the system counter (`memmap.COUNTER_HZ` per second); the counter is 64 bits wide and wraps. A timer's condition
+is met while the counter is not below the compare value, both taken as unsigned: one set near the top of the range may
 never meet it, and a condition that was met ends when the counter wraps. Where the architecture leaves a value unknown
 (ISTATUS of a disabled timer) it reads zero.
 """
