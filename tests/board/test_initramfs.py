@@ -11,21 +11,8 @@ from hypothesis import strategies as st
 
 from pmuvisor.board.initramfs import CharDevice, Directory, Entry, File, Symlink, cpio_newc
 
-NAMES = [
-    "ino",
-    "mode",
-    "uid",
-    "gid",
-    "nlink",
-    "mtime",
-    "filesize",
-    "devmajor",
-    "devminor",
-    "rdevmajor",
-    "rdevminor",
-    "namesize",
-    "check",
-]  # fmt: skip
+NAMES = ["ino", "mode", "uid", "gid", "nlink", "mtime", "filesize"]
+NAMES += ["devmajor", "devminor", "rdevmajor", "rdevminor", "namesize", "check"]
 ENTRIES: list[Entry] = [
     Directory("dev"),
     CharDevice("dev/console", 5, 1),
@@ -36,7 +23,7 @@ ENTRIES: list[Entry] = [
 
 
 def parse(archive: bytes) -> list[tuple[str, dict[str, int], bytes]]:
-    records = []
+    records: list[tuple[str, dict[str, int], bytes]] = []
     at = 0
     while True:
         assert archive[at : at + 6] == b"070701"
@@ -89,7 +76,7 @@ def test_what_does_not_fit_in_a_header_is_refused() -> None:
         cpio_newc([CharDevice("a", 1 << 32, 0)])
 
 
-@given(st.dictionaries(st.text(st.characters(codec="utf-8", exclude_characters="/\0."), min_size=1), st.binary()))
+@given(st.dictionaries(st.text("abc\u00e9_- ", min_size=1), st.binary(), max_size=6))
 def test_any_files_are_read_back(files: dict[str, bytes]) -> None:
     records = parse(cpio_newc(File(path, data) for path, data in files.items()))
     assert {name: data for name, _, data in records} == files
@@ -97,7 +84,7 @@ def test_any_files_are_read_back(files: dict[str, bytes]) -> None:
 
 @pytest.mark.skipif(shutil.which("cpio") is None, reason="cpio is not installed")
 def test_cpio_extracts_it(tmp_path: Path) -> None:
-    entries = [Directory("a"), File("a/b", b"text", 0o600), Symlink("c", "a/b")]
+    entries: list[Entry] = [Directory("a"), File("a/b", b"text", 0o600), Symlink("c", "a/b")]
     subprocess.run(["cpio", "-id", "--quiet"], input=cpio_newc(entries), cwd=tmp_path, check=True)
     assert (tmp_path / "c").read_bytes() == b"text"
     assert stat.S_IMODE((tmp_path / "a/b").stat().st_mode) == 0o600
