@@ -7,7 +7,7 @@ and ICV_*), extended INTID ranges, NMIs.
 The rules are those of the GIC architecture specification, Arm IHI 0069. Where it leaves a choice, this is the choice:
 
 - One security state (GICD_CTLR.DS and ARE read as one). Group 0 is signalled as FIQ, Group 1 as IRQ.
-- 288 INTIDs and 5 bits of priority and of preemption, as QEMU's `virt` has with its Cortex-A CPUs: ICC_CTLR_EL1.PRIbits
+- 256 INTIDs and 5 bits of priority and of preemption, as QEMU's `virt` has with its Cortex-A CPUs: ICC_CTLR_EL1.PRIbits
   reads 4, the low three bits of a priority are RAZ/WI, BPR0 is at least 2 and BPR1 at least 3.
 - 1-of-N delivery is not offered: GICD_TYPER.No1N reads 1 and GICD_IROUTER.Interrupt_Routing_Mode is RAZ/WI. An SPI goes
   to the CPU that its affinity names, and to none if there is no such CPU.
@@ -248,7 +248,7 @@ class Gic:
         return c.fiq
 
     def set_level(self, intid: int, level: bool) -> None:
-        """Drive the line of an SPI. Raises ValueError if `intid` is not one (32..287)."""
+        """Drive the line of an SPI. Raises ValueError if `intid` is not one (32..255)."""
         if not SPI_FIRST <= intid < INTID_COUNT:
             raise ValueError(f"INTID {intid} is not an SPI of this machine")
         if self._shared.drive(1 << intid, level):

@@ -24,8 +24,8 @@ RAM_BASE: Final = 0x4000_0000
 
 PPI_FIRST: Final = 16
 SPI_FIRST: Final = 32
-INTID_COUNT: Final = 288
-"""How many INTIDs the interrupt controller has: 32 private to each CPU and 256 SPIs."""
+INTID_COUNT: Final = 256
+"""How many INTIDs the interrupt controller has: 32 private to each CPU and 224 SPIs, which is what QEMU announces."""
 
 PMU_INTID: Final = 23
 GIC_MAINTENANCE_INTID: Final = 25
