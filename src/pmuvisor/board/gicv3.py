@@ -575,3 +575,9 @@ _WRITERS: Final[dict[int, Callable[[Gic, _Cpu, int], None]]] = {
     _IGRPEN0: Gic._write_enable0,
     _IGRPEN1: Gic._write_enable1,
 }
+
+ICC_KEYS: Final = frozenset(_READERS) | frozenset(_WRITERS)
+"""The keys of all registers of the CPU interface."""
+
+SGI_KEYS: Final = frozenset((_SGI1R, _ASGI1R, _SGI0R))
+"""The keys of the registers that send interrupts to other CPUs."""

@@ -35,6 +35,12 @@ CNTV_TVAL_EL0: Final = _key(3, 0)
 CNTV_CTL_EL0: Final = _key(3, 1)
 CNTV_CVAL_EL0: Final = _key(3, 2)
 
+KEYS: Final = frozenset(
+    (CNTFRQ_EL0, CNTPCT_EL0, CNTVCT_EL0)
+    + (CNTP_TVAL_EL0, CNTP_CTL_EL0, CNTP_CVAL_EL0, CNTV_TVAL_EL0, CNTV_CTL_EL0, CNTV_CVAL_EL0)
+)
+"""The keys of all registers of this module."""
+
 
 class _Timer:
     __slots__ = ("compare", "control")
