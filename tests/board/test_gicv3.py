@@ -377,6 +377,31 @@ def test_only_the_group_part_of_a_priority_preempts(binary_point: int, preempts:
     assert gic.irq(0) is preempts
 
 
+def test_a_binary_point_moved_later_lets_no_lower_priority_preempt() -> None:
+    """With BPR1 = 6 both 0x80 and 0xb8 are in group 0x80; what runs was taken at 0x88 with a finer split."""
+    gic = ready_gic()
+    gic.dist_write(IPRIORITYR + 36, 1, 0x88)
+    gic.dist_write(IPRIORITYR + 37, 1, 0xB8)
+    gic.set_level(36, True)
+    take(gic)
+    gic.set_level(37, True)
+    gic.icc_write(0, BPR1, 6)
+    assert not gic.irq(0)
+
+
+def test_an_idle_cpu_takes_an_interrupt_of_any_group_priority() -> None:
+    """With BPR0 = 7 no bit of a Group 0 priority counts for preemption."""
+    gic = ready_gic()
+    gic.icc_write(0, BPR0, 7)
+    gic.dist_write(IGROUPR + 4, 4, 0)
+    gic.set_level(SPI, True)
+    assert gic.fiq(0)
+    gic.icc_read(0, IAR0)
+    gic.dist_write(IPRIORITYR + 34, 1, 0)
+    gic.set_level(34, True)
+    assert not gic.fiq(0)
+
+
 def test_idle_priority_is_never_signalled() -> None:
     gic = ready_gic()
     gic.dist_write(IPRIORITYR + SPI, 1, 0xFF)

@@ -210,6 +210,16 @@ class _Cpu:
             return priority & (0xFF << self.bpr1)
         return priority & (0xFF << (self.bpr0 + 1))
 
+    def preempts(self, priority: int, group1: bool) -> bool:
+        """Whether a pending priority is in a higher group than what runs, both split at the pending one's binary point.
+
+        What runs may have been taken with another split: compared with that, a lower priority could seem the higher.
+        """
+        running = self.running_priority()
+        if running == _IDLE:
+            return True
+        return self.group_priority(priority, group1) < self.group_priority(running, group1)
+
 
 class Gic:
     """The interrupt controller of a machine.
@@ -292,9 +302,9 @@ class Gic:
             ready &= group
         c.best, c.best_priority = self._highest(c, ready)
         group1 = bool(group >> c.best & 1)
-        preempts = c.best_priority < c.pmr and c.group_priority(c.best_priority, group1) < c.running_priority()
-        c.irq = preempts and group1
-        c.fiq = preempts and not group1
+        taken = c.best_priority < c.pmr and c.preempts(c.best_priority, group1)
+        c.irq = taken and group1
+        c.fiq = taken and not group1
 
     def _highest(self, c: _Cpu, ready: int) -> tuple[int, int]:
         best, best_priority = SPURIOUS, _IDLE
