@@ -1,0 +1,256 @@
+"""Where Unicorn keeps a vCPU's state, found by experiment at start-up.
+
+Unicorn's interface has no word for the syndrome of an exception, for the interrupt masks, or for the internal functions
+that enter an exception and leave a block: the engine needs all three. Each offset here is measured in a scratch engine
+(write a known pattern, look where it went), so another build of the same version works and a different one is refused.
+This module is not for running anything: see `engine`.
+"""
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+from unicorn import UC_ARCH_ARM64, UC_HOOK_INTR, UC_MODE_ARM, Uc
+from unicorn import arm64_const as uc_const
+from unicorn.unicorn_py3.unicorn import uclib
+
+EXCP_UDEF, EXCP_SWI, EXCP_PREFETCH_ABORT, EXCP_DATA_ABORT, EXCP_IRQ, EXCP_BKPT = 1, 2, 3, 4, 5, 7
+EXCP_HVC, EXCP_SMC = 11, 13
+"""QEMU's numbers of exceptions, as UC_HOOK_INTR gives them."""
+
+SYSREG = tuple[int, int, int, int, int]
+"""op0, op1, CRn, CRm, op2."""
+
+SPSR_EL1: SYSREG = (3, 0, 4, 0, 0)
+SCR_EL3: SYSREG = (3, 6, 1, 1, 0)
+HCR_EL2: SYSREG = (3, 4, 1, 1, 0)
+
+INTERNAL = (
+    "arm_cpu_do_interrupt",
+    "raise_exception",
+    "cpu_loop_exit_noexc",
+    "cpu_restore_state",
+    "tb_invalidate_phys_range",
+    "tb_flush",
+    "tlb_flush",
+    "arm_rebuild_hflags",
+    "pmu_pre_el_change",
+    "pmu_post_el_change",
+)
+"""Functions of Unicorn's core that the shared library exports and its headers do not name."""
+
+
+class UnsupportedUnicorn(RuntimeError):
+    """Unicorn is not laid out inside as version 2.1.4 is."""
+
+
+@cache
+def internal(name: str) -> int:
+    """The address of one of the `INTERNAL` functions."""
+    try:
+        address = ctypes.cast(getattr(uclib, name + "_aarch64"), ctypes.c_void_p).value
+    except AttributeError:
+        raise UnsupportedUnicorn(f"this build of Unicorn does not export {name}, as 2.1.4 for Linux does") from None
+    assert address is not None
+    return address
+
+
+def exported(name: str) -> int:
+    """The address of a function of Unicorn's public interface."""
+    address = ctypes.cast(getattr(uclib, name), ctypes.c_void_p).value
+    assert address is not None
+    return address
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Offsets in bytes: `cpu` in the engine handle, `cpu_*` in the CPU object, the others in the register state."""
+
+    cpu: int
+    cpu_env: int
+    cpu_exception: int
+    cpu_io_pc: int
+    cpu_pre_el_change: int
+    cpu_post_el_change: int
+    pc: int
+    pstate: int
+    daif: int
+    elr: int
+    spsr: int
+    esr: int
+    far: int
+    vbar: int
+    ttbr0: int
+    ttbr1: int
+    syndrome: int
+    fault_address: int
+    target_el: int
+
+
+def _peek(address: int, size: int) -> bytes:
+    """Memory of this process, or nothing where there is none (a wild pointer must not end the process)."""
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        try:
+            memory.seek(address)
+            return memory.read(size)
+        except (OSError, OverflowError, ValueError):
+            return b""
+
+
+def _words(address: int, count: int) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(ctypes.string_at(address, 8 * count), np.uint64)
+
+
+class _Scratch:
+    """A throw-away engine to measure."""
+
+    CODE, DATA, MMIO = 0x1000, 0x2000, 0x9000_0000
+
+    def __init__(self) -> None:
+        self.uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
+        self.uc.mem_map(0, 0x10000)
+        self.handle: int = self.uc._uch.value
+        self.cpu_at, self.cpu, self.env = self._find_env()
+
+    def _find_env(self) -> tuple[int, int, int]:
+        magic = [0xFEED_0000_0000_0000 | i * 0x1111 for i in range(29)]
+        for i, value in enumerate(magic):
+            self.uc.reg_write(uc_const.UC_ARM64_REG_X0 + i, value)
+        pattern = struct.pack("<29Q", *magic)
+        for i, pointer in enumerate(struct.unpack("<256Q", _peek(self.handle, 2048))):
+            found = _peek(pointer, 0x10000).find(pattern) if 0x10000 < pointer < 1 << 47 else -1
+            if found >= 0:
+                return 8 * i, pointer, pointer + found
+        raise UnsupportedUnicorn("cannot find the CPU state inside Unicorn")
+
+    def run(self, *code: int) -> None:
+        """Run a few instructions at a fresh address (no stale translation) and stop at the end or at an exception."""
+        self.uc.ctl_remove_cache(self.CODE, self.CODE + 0x100)
+        self.uc.mem_write(self.CODE, struct.pack(f"<{len(code)}I", *code))
+        self.uc.emu_start(self.CODE, self.CODE + 4 * len(code))
+
+    def offset(self, change: Callable[[], object], restore: Callable[[], object]) -> int:
+        """Where in the register state a change shows; 8-byte granules."""
+        before = _words(self.env, 0x200).copy()
+        change()
+        after = _words(self.env, 0x200).copy()
+        restore()
+        where = np.flatnonzero(before != after)
+        if len(where) == 0:
+            raise UnsupportedUnicorn("a register write left no trace in the CPU state")
+        return int(where[-1]) * 8
+
+    def register(self, regid: int) -> int:
+        old = self.uc.reg_read(regid)
+        return self.offset(lambda: self.uc.reg_write(regid, old ^ 0x1230), lambda: self.uc.reg_write(regid, old))
+
+
+def _exceptions(s: _Scratch) -> tuple[int, int]:
+    """Offset of the exception number in the CPU object, and of the exception's syndrome in the register state."""
+    candidates: set[int] | None = None
+    syndromes: list[int] = []
+
+    def on_interrupt(uc: Uc, number: int, _: object) -> None:
+        nonlocal candidates
+        words = np.frombuffer(ctypes.string_at(s.cpu, s.env - s.cpu), np.int32)
+        here = set(np.flatnonzero(words == number).tolist())
+        candidates = here if candidates is None else candidates & here
+        if number == EXCP_SWI:
+            state = ctypes.string_at(s.env, 0x2000)
+            syndromes.append(state.find(struct.pack("<I", 0x5600_1234)))
+        uc.emu_stop()
+
+    hook = s.uc.hook_add(UC_HOOK_INTR, on_interrupt)
+    for word in (0xD4000001 | 0x1234 << 5, 0x00000000, 0xD4200000):  # svc #0x1234, udf #0, brk #0
+        s.run(word, 0xD503201F)
+    s.uc.hook_del(hook)
+    if not candidates or len(candidates) != 1 or syndromes[:1] in ([], [-1]):
+        raise UnsupportedUnicorn("cannot find the pending exception inside Unicorn")
+    return 4 * candidates.pop(), syndromes[0]
+
+
+def _io_pc(s: _Scratch) -> int:
+    """Offset in the CPU object of the host address of the load or store that is doing MMIO."""
+    restore = uclib.cpu_restore_state_aarch64
+    restore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_bool]
+    restore.restype = ctypes.c_bool
+    seen: list[npt.NDArray[np.uint64]] = []
+    found: set[int] = set()
+
+    def read(uc: Uc, offset: int, size: int, _: object) -> int:
+        seen.append(_words(s.cpu, (s.env - s.cpu) // 8).copy())
+        if len(seen) == 2:
+            for i in np.flatnonzero(seen[0] != seen[1]).tolist():
+                if restore(s.cpu, int(seen[1][i]), False) and uc.reg_read(uc_const.UC_ARM64_REG_PC) == s.CODE + 8:
+                    found.add(8 * i)
+        return 0
+
+    s.uc.mmio_map(s.MMIO, 0x1000, read, None, None, None)
+    s.uc.reg_write(uc_const.UC_ARM64_REG_X1, s.MMIO)
+    s.run(0xB9400022, 0xD503201F, 0xB9400822, 0xD503201F)  # ldr w2,[x1]; nop; ldr w2,[x1,#8]; nop
+    if len(found) != 1:
+        raise UnsupportedUnicorn("cannot find the address of an MMIO access inside Unicorn")
+    return found.pop()
+
+
+def _el_change(s: _Scratch, name: str) -> int:
+    """Offset in the CPU object of the list of functions called when the exception level changes."""
+    wanted = struct.pack("<Q", internal(name))
+    base = s.env - s.cpu
+    for i, pointer in enumerate(_words(s.env, 0x1000).tolist()):
+        if 0x10000 < pointer < 1 << 47 and _peek(pointer, 8) == wanted:
+            return base + 8 * i
+    raise UnsupportedUnicorn("cannot find the exception level hooks inside Unicorn")
+
+
+def _pstate(s: _Scratch) -> tuple[int, int]:
+    """Offsets of PSTATE (mode bits) and of DAIF, which QEMU keeps apart."""
+    reg = uc_const.UC_ARM64_REG_PSTATE
+    daif = s.offset(lambda: s.uc.reg_write(reg, 0x0005 | 0x400003C0 ^ 0x3C0), lambda: s.uc.reg_write(reg, 0x400003C5))
+    before = ctypes.string_at(s.env, 0x400)
+    s.uc.reg_write(reg, 0x400003C4)
+    after = ctypes.string_at(s.env, 0x400)
+    s.uc.reg_write(reg, 0x400003C5)
+    where = [i for i in range(len(before)) if before[i] == 5 and after[i] == 4]
+    if len(where) != 1 or ctypes.c_uint32.from_address(s.env + daif).value != 0x3C0:
+        raise UnsupportedUnicorn("cannot find PSTATE inside Unicorn")
+    return where[0], daif
+
+
+@cache
+def layout() -> Layout:
+    """Measure this build of Unicorn; the answer holds for the whole process."""
+    s = _Scratch()
+    pstate, daif = _pstate(s)
+    exception, syndrome = _exceptions(s)
+    spsr = s.offset(lambda: s.uc.cpr_write(*SPSR_EL1, 0x1230), lambda: s.uc.cpr_write(*SPSR_EL1, 0))
+    return Layout(
+        cpu=s.cpu_at,
+        cpu_env=s.env - s.cpu,
+        cpu_exception=exception,
+        cpu_io_pc=_io_pc(s),
+        cpu_pre_el_change=_el_change(s, "pmu_pre_el_change"),
+        cpu_post_el_change=_el_change(s, "pmu_post_el_change"),
+        pc=s.register(uc_const.UC_ARM64_REG_PC),
+        pstate=pstate,
+        daif=daif,
+        elr=s.register(uc_const.UC_ARM64_REG_ELR_EL1),
+        spsr=spsr,
+        esr=s.register(uc_const.UC_ARM64_REG_ESR_EL1),
+        far=s.register(uc_const.UC_ARM64_REG_FAR_EL1),
+        vbar=s.register(uc_const.UC_ARM64_REG_VBAR_EL1),
+        ttbr0=s.register(uc_const.UC_ARM64_REG_TTBR0_EL1),
+        ttbr1=s.register(uc_const.UC_ARM64_REG_TTBR1_EL1),
+        syndrome=syndrome,
+        fault_address=syndrome + 8,
+        target_el=syndrome + 16,
+    )
+
+
+def addresses(names: Iterable[str]) -> dict[str, int]:
+    """Addresses of internal functions by name."""
+    return {name: internal(name) for name in names}

@@ -1,0 +1,41 @@
+"""The registers of an engine as text, for a person who asks why a guest stopped."""
+
+from typing import TYPE_CHECKING
+
+import capstone
+
+if TYPE_CHECKING:
+    from pmuvisor.board.engine import Engine
+
+CONTROL = {
+    "ELR": (3, 0, 4, 0, 1),
+    "ESR": (3, 0, 5, 2, 0),
+    "FAR": (3, 0, 6, 0, 0),
+    "SPSR": (3, 0, 4, 0, 0),
+    "VBAR": (3, 0, 12, 0, 0),
+}
+
+
+def dump(engine: "Engine") -> str:
+    """Lines of at most 80 columns."""
+    pairs = [("PC", engine.pc), ("PSTATE", engine.pstate), ("SP", engine.sp)]
+    pairs += [(name, engine.read_register(*encoding)) for name, encoding in CONTROL.items()]
+    general = [(f"X{n}", engine.get_x(n)) for n in range(31)]
+    lines = [*_columns(pairs), *_columns(general), instruction(engine)]
+    return "\n".join(lines)
+
+
+def _columns(pairs: list[tuple[str, int]]) -> list[str]:
+    cells = [f"{name:>6} {value:016x}" for name, value in pairs]
+    return ["  ".join(cells[i : i + 3]) for i in range(0, len(cells), 3)]
+
+
+def instruction(engine: "Engine") -> str:
+    """The instruction at the PC, or that there is none."""
+    pc = engine.pc
+    code = engine.fetch(pc)
+    if code is None:
+        return f"{pc:#x}: no memory"
+    for one in capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM).disasm(code, pc):
+        return f"{pc:#x}: {one.mnemonic} {one.op_str}".rstrip()[:80]
+    return f"{pc:#x}: .inst {int.from_bytes(code, 'little'):#010x}"
