@@ -1,0 +1,449 @@
+"""The machine: vCPUs, memory and devices, run together in one virtual time.
+
+Virtual time is what all vCPUs have executed, 1 ns for each instruction, plus the time that passed while every one of
+them waited. The vCPUs take turns in slices, so a guest of several sees them share one processor, always in the same
+order: same inputs, same bytes out. Not here: what a register access means (kvm/), and what a run is for (lab/).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pmuvisor import records
+from pmuvisor.arch import sysreg, traps
+from pmuvisor.arch.cores import Core
+from pmuvisor.board import gicv3, memmap, pl011, psci, timer
+from pmuvisor.board.engine import Action, Engine, GuestMemory, Lane, Stop
+from pmuvisor.board.images import Image, Layout
+from pmuvisor.board.vpmu import VirtualPmu
+from pmuvisor.kvm import access as door
+from pmuvisor.kvm.vcpu import PARTITIONED, Vm
+
+NS_PER_INSTRUCTION = 1
+NS_PER_TICK = 1_000_000_000 // memmap.COUNTER_HZ
+SLICE = 50_000
+"""Instructions that a vCPU runs before the next one's turn, where there are several."""
+LONG_SLICE = 5_000_000
+"""The same where only one can run: how long the user's Ctrl-C and the timeout may have to wait."""
+KVM_PMUVER_LIMIT = sysreg.PMUV3P5
+"""The highest ID_AA64DFR0_EL1.PMUVer that KVM shows to a guest (kvm_arm_pmu_get_pmuver_limit)."""
+DFR0_DEBUG = 0x10305006
+"""ID_AA64DFR0_EL1 without PMUVer: Armv8 debug, six breakpoints, four watchpoints, two context-aware; all inert."""
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    POWEROFF = "poweroff"
+    """The guest turned the machine off (PSCI SYSTEM_OFF)."""
+    RESET = "reset"
+    """The guest asked for a reset (PSCI SYSTEM_RESET)."""
+    EXIT = "exit"
+    """The run was ended from outside, as by Ctrl-C."""
+    HUNG = "hung"
+    """Nothing can ever happen again, or a vCPU takes exceptions for ever without executing anything."""
+    TIMEOUT = "timeout"
+    """The time given was over."""
+
+
+class CountError(ValueError):
+    """A number of event counters that the core cannot give to a guest."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a machine is made of."""
+
+    core: Core
+    memory: int = 256 << 20
+    """Bytes of RAM."""
+    vcpus: int = 1
+    counters: int | None = None
+    """Event counters of the guest; None for all but two of the core's, at least one."""
+    fgt: bool = True
+
+    def guest_counters(self) -> int:
+        """Return the number of event counters that the guest gets. Raises CountError for an impossible one."""
+        n = self.core.event_counters
+        wanted = max(n - 2, min(n, 1)) if self.counters is None else self.counters
+        lowest = 0 if self.core.hpmn0 else 1
+        if not lowest <= wanted <= n:
+            raise CountError(f"{wanted} event counters: core {self.core.name} can give a guest {lowest} to {n}")
+        return wanted
+
+
+@dataclass
+class Outcome:
+    """How a run ended, and why, in one line."""
+
+    status: Status
+    reason: str
+    registers: str = ""
+    """The registers of the vCPU concerned, where they help to see what went wrong."""
+
+
+@dataclass
+class _Cpu:
+    """One vCPU: its engine, its PMU, and whether it runs."""
+
+    number: int
+    engine: Engine
+    pmu: VirtualPmu
+    on: bool = False
+    waiting: bool = False
+    stale_code: set[int] = field(default_factory=set)
+    """Physical pages whose code another vCPU changed since this one ran."""
+    all_code_stale: bool = False
+    tlb_stale: bool = False
+    exits: Counter[str] = field(default_factory=Counter)
+
+
+class Machine:
+    """A board with a guest in it. `output` is given every byte that the guest sends through its serial port."""
+
+    def __init__(self, config: Config, output: Callable[[bytes], None]) -> None:
+        self.config = config
+        self.vm = records.new(Vm, {"filter_words": 0})
+        self.vm.design = PARTITIONED
+        self.vm.use_fgt = int(config.fgt)
+        self.vm.nr_counters = config.guest_counters()
+        self.memory = GuestMemory(config.memory)
+        self.gic = gicv3.Gic(config.vcpus)
+        self.timer = timer.ArchTimer(config.vcpus)
+        self.psci = psci.Psci(config.vcpus)
+        self.uart = pl011.Pl011(output, lambda level: self.gic.set_level(memmap.UART_INTID, level))
+        self.interrupted = False
+        """Set, from a signal handler too, to end the run."""
+        self.idle_ns = 0
+        self._cpus = [self._make_cpu(n) for n in range(config.vcpus)]
+
+    # ---- building -------------------------------------------------------------------------------------------
+
+    def _make_cpu(self, number: int) -> _Cpu:
+        def on_sysreg(key: int, write: bool, value: int) -> int:
+            return self._sysreg(self._cpus[number], key, write, value)
+
+        def on_level(level: bool) -> None:
+            self.gic.set_ppi(number, memmap.PMU_INTID, level)
+
+        engine = Engine(self.memory, on_sysreg)
+        cpu = _Cpu(number, engine, VirtualPmu(self.config.core, self.vm, engine, on_level))
+        engine.insns_per_tick = NS_PER_TICK // NS_PER_INSTRUCTION
+        self._map_devices(cpu)
+        self._claim_registers(cpu)
+        return cpu
+
+    def _map_devices(self, cpu: _Cpu) -> None:
+        windows = (
+            (memmap.GICD_BASE, memmap.GICD_SIZE, self.gic.dist_read, self.gic.dist_write),
+            (
+                memmap.GICR_BASE,
+                memmap.GICR_SIZE_PER_CPU * self.config.vcpus,
+                self.gic.redist_read,
+                self.gic.redist_write,
+            ),
+            (memmap.UART_BASE, memmap.UART_SIZE, self.uart.read, self.uart.write),
+        )
+        for base, size, read, write in windows:
+            cpu.engine.map_mmio(base, size, self._exiting_read(cpu, read), self._exiting_write(cpu, write))
+
+    def _exiting_read(self, cpu: _Cpu, read: Callable[[int, int], int]) -> Callable[[int, int], int]:
+        def exiting(offset: int, size: int) -> int:
+            value = read(offset, size)
+            self._mmio_exit(cpu, Lane.LD)
+            return value
+
+        return exiting
+
+    def _exiting_write(self, cpu: _Cpu, write: Callable[[int, int, int], None]) -> Callable[[int, int, int], None]:
+        def exiting(offset: int, size: int, value: int) -> None:
+            write(offset, size, value)
+            self._mmio_exit(cpu, Lane.ST)
+
+        return exiting
+
+    def _claim_registers(self, cpu: _Cpu) -> None:
+        engine = cpu.engine
+        pmuver = min(self.config.core.pmuver, KVM_PMUVER_LIMIT)
+        engine.set_action(sysreg.ID_AA64DFR0_EL1, Action.CONST, DFR0_DEBUG | (pmuver << 8))
+        engine.set_action(sysreg.encode(3, 0, 0, 0, 5), Action.CONST, (1 << 31) | memmap.cpu_mpidr(cpu.number))
+        for key in (*sysreg.PMU_KEYS, *timer.KEYS, *gicv3.ICC_KEYS):
+            engine.set_action(key, Action.CALL)
+
+    def boot(self, image: Image, layout: Layout, dtb: bytes, initrd: bytes = b"") -> None:
+        """Put a guest into memory and turn CPU 0 on at its entry, with the device tree's address in X0."""
+        for segment in image.segments:
+            self.memory.write(segment.address, segment.data)
+        if layout.initrd is not None:
+            self.memory.write(layout.initrd[0], initrd)
+        self.memory.write(layout.dtb, dtb)
+        self._turn_on(self._cpus[0], image.entry, layout.dtb)
+
+    def _turn_on(self, cpu: _Cpu, entry: int, x0: int) -> None:
+        cpu.engine.invalidate_code()
+        cpu.engine.flush_tlb()
+        cpu.engine.start(entry, x0)
+        cpu.all_code_stale = cpu.tlb_stale = cpu.waiting = False
+        cpu.stale_code.clear()
+        cpu.on = True
+        cpu.pmu.load()
+
+    # ---- time -----------------------------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """Return the virtual time in ns."""
+        return sum(cpu.engine.total for cpu in self._cpus) * NS_PER_INSTRUCTION + self.idle_ns
+
+    def _ticks(self) -> int:
+        return self.now_ns() // NS_PER_TICK
+
+    def _ns_to_deadline(self) -> int | None:
+        deadline = self.timer.next_deadline(self._ticks())
+        return None if deadline is None else deadline * NS_PER_TICK - self.now_ns()
+
+    # ---- running --------------------------------------------------------------------------------------------
+
+    def run(self, timeout: float | None = None, poll: Callable[[], bool] | None = None) -> Outcome:
+        """Run until the guest ends, nothing can happen any more, `interrupted` is set, or `timeout` seconds passed.
+
+        `poll` is called between slices, to give input to `uart`; it says whether more can come.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if self.interrupted:
+                return Outcome(Status.EXIT, "interrupted", self._cpus[0].engine.dump())
+            if end is not None and time.monotonic() >= end:
+                return Outcome(Status.TIMEOUT, f"not over after {timeout:g} s", self._busiest().engine.dump())
+            more_input = poll() if poll is not None else False
+            outcome = self._round(more_input)
+            if outcome is not None:
+                return outcome
+
+    def _busiest(self) -> _Cpu:
+        return next((cpu for cpu in self._cpus if cpu.on and not cpu.waiting), self._cpus[0])
+
+    def _round(self, more_input: bool) -> Outcome | None:
+        """Give every vCPU that can run one slice; where none can, let time pass."""
+        self._drive_timers()
+        runnable = [cpu for cpu in self._cpus if cpu.on and not self._still_waiting(cpu)]
+        for cpu in runnable:
+            outcome = self._slice(cpu, SLICE if len(runnable) > 1 else LONG_SLICE)
+            if outcome is not None:
+                return outcome
+        return None if runnable else self._idle(more_input)
+
+    def _still_waiting(self, cpu: _Cpu) -> bool:
+        if cpu.waiting and (self.gic.irq(cpu.number) or self.gic.fiq(cpu.number)):
+            cpu.waiting = False
+            cpu.pmu.load()
+        return cpu.waiting
+
+    def _idle(self, more_input: bool) -> Outcome | None:
+        """Let time pass up to the next timer, since no vCPU can run."""
+        ahead = self._ns_to_deadline()
+        if ahead is not None:
+            self.idle_ns += max(ahead, 0)
+            return None
+        if more_input:
+            time.sleep(0.005)
+            return None
+        if not any(cpu.on for cpu in self._cpus):
+            return Outcome(Status.HUNG, "every vCPU is off")
+        return Outcome(
+            Status.HUNG, "every vCPU waits for an interrupt and no device will raise one", self._cpus[0].engine.dump()
+        )
+
+    def _slice(self, cpu: _Cpu, length: int) -> Outcome | None:
+        """Run one vCPU for at most `length` instructions, and not beyond the next timer."""
+        engine = cpu.engine
+        self._freshen(cpu)
+        self._drive_timers()
+        ahead = self._ns_to_deadline()
+        if ahead is not None:
+            length = max(1, min(length, ahead // NS_PER_INSTRUCTION))
+        engine.clock_base = self.now_ns() // NS_PER_INSTRUCTION - engine.total
+        engine.irq_line = self.gic.irq(cpu.number)
+        stop = engine.run(engine.total + length)
+        self._spread_invalidations(cpu)
+        return self._stopped(cpu, stop)
+
+    def _stopped(self, cpu: _Cpu, stop: Stop) -> Outcome | None:
+        if stop is Stop.IRQ:
+            if self.gic.irq(cpu.number):
+                cpu.engine.take_irq()
+        elif stop is Stop.WATCH:
+            cpu.exits["irq"] += 1
+            cpu.pmu.overflowed()
+        elif stop is Stop.WFI:
+            self._wait(cpu)
+        elif stop is Stop.HVC:
+            return self._hypercall(cpu)
+        elif stop is Stop.SMC:
+            cpu.exits["hvc"] += 1
+            cpu.engine.set_x(0, (1 << 64) - 1)
+        elif stop is Stop.STUCK:
+            reason = "takes exceptions for ever without executing an instruction"
+            return Outcome(Status.HUNG, f"vCPU {cpu.number} {reason}", cpu.engine.dump())
+        elif stop is Stop.FAILED:
+            reason = "cannot be run any further by the CPU engine"
+            return Outcome(Status.HUNG, f"vCPU {cpu.number} {reason}", cpu.engine.dump())
+        return None
+
+    def _wait(self, cpu: _Cpu) -> None:
+        """WFI exits; the vCPU's thread is scheduled out unless an interrupt is there already."""
+        cpu.exits["wfi"] += 1
+        cpu.pmu.entry()
+        self._drive_timers()
+        if not (self.gic.irq(cpu.number) or self.gic.fiq(cpu.number)):
+            cpu.waiting = True
+            cpu.pmu.put()
+
+    # ---- what one vCPU does to the others -------------------------------------------------------------------
+
+    def _spread_invalidations(self, cpu: _Cpu) -> None:
+        """Note for the other vCPUs what this one invalidated for all; each acts on it before it next runs."""
+        engine = cpu.engine
+        if engine.tlb_changed:
+            engine.tlb_changed = False
+            for other in self._others(cpu):
+                other.tlb_stale = True
+        if engine.code_changed:
+            pages = engine.take_code_changes()
+            for other in self._others(cpu):
+                other.all_code_stale |= pages is None
+                other.stale_code.update(pages or ())
+
+    def _others(self, cpu: _Cpu) -> list[_Cpu]:
+        return [other for other in self._cpus if other is not cpu]
+
+    @staticmethod
+    def _freshen(cpu: _Cpu) -> None:
+        if cpu.all_code_stale:
+            cpu.engine.invalidate_code()
+        elif cpu.stale_code:
+            cpu.engine.invalidate_code(sorted(cpu.stale_code))
+        if cpu.tlb_stale:
+            cpu.engine.flush_tlb()
+        cpu.all_code_stale = cpu.tlb_stale = False
+        cpu.stale_code.clear()
+
+    def _hypercall(self, cpu: _Cpu) -> Outcome | None:
+        cpu.exits["hvc"] += 1
+        engine = cpu.engine
+        result = self.psci.call(cpu.number, *(engine.get_x(n) for n in range(4)))
+        if result.action is psci.PsciAction.SYSTEM_OFF:
+            return Outcome(Status.POWEROFF, "the guest powered off")
+        if result.action is psci.PsciAction.SYSTEM_RESET:
+            return Outcome(Status.RESET, "the guest asked for a reset")
+        if result.action is psci.PsciAction.CPU_OFF:
+            cpu.on = False
+            cpu.pmu.put()
+            return None
+        if result.action is psci.PsciAction.CPU_ON:
+            target = self._cpus[result.target]
+            self.gic.reset_cpu_interface(target.number)
+            self.timer.reset_cpu(target.number)
+            self._turn_on(target, result.entry, result.context)
+        engine.set_x(0, result.value)
+        if result.action is psci.PsciAction.SUSPEND:
+            self._wait(cpu)
+        else:
+            cpu.pmu.entry()
+        return None
+
+    # ---- callbacks of the engine ----------------------------------------------------------------------------
+
+    def _sysreg(self, cpu: _Cpu, key: int, write: bool, value: int) -> int:
+        engine = cpu.engine
+        if traps.is_pmu_register(key):
+            result, esr = cpu.pmu.access(engine.el, key, write, value)
+            if esr is not None:
+                engine.inject(esr)
+        else:
+            done = self._device_register(cpu, key, write, value)
+            if done is None:
+                engine.inject(sysreg.undefined_esr())
+            result = done or 0
+        self._lines_changed(cpu)
+        return result
+
+    def _device_register(self, cpu: _Cpu, key: int, write: bool, value: int) -> int | None:
+        """Access a register of the interrupt controller's CPU interface or of the timer; None where there is none."""
+        if not write:
+            result = self.gic.icc_read(cpu.number, key)
+            return self.timer.read(cpu.number, key, self._ticks()) if result is None else result
+        if self.gic.icc_write(cpu.number, key, value):
+            if key in gicv3.SGI_KEYS:
+                cpu.exits["sgi"] += 1
+            return 0
+        if not self.timer.write(cpu.number, key, value, self._ticks()):
+            return None
+        self._drive_timers()
+        cpu.engine.request_stop()
+        return 0
+
+    def _mmio_exit(self, cpu: _Cpu, lane: Lane) -> None:
+        """An access to an emulated device aborts at stage 2: the guest retires nothing."""
+        cpu.exits["mmio"] += 1
+        cpu.pmu.emulated(cpu.engine.el, lane)
+        self._lines_changed(cpu)
+
+    def _drive_timers(self) -> None:
+        """Bring the timers' interrupt lines up to now."""
+        now = self._ticks()
+        for cpu in self._cpus:
+            self.gic.set_ppi(cpu.number, memmap.VIRT_TIMER_INTID, self.timer.virtual_level(cpu.number, now))
+            self.gic.set_ppi(cpu.number, memmap.PHYS_TIMER_INTID, self.timer.physical_level(cpu.number, now))
+
+    def _lines_changed(self, running: _Cpu) -> None:
+        """Give changed interrupt lines to the engines; a turn ends early where another vCPU is woken."""
+        for number in self.gic.changed:
+            cpu = self._cpus[number]
+            line = self.gic.irq(number)
+            if line and not cpu.engine.irq_line and cpu is not running:
+                running.engine.request_stop()
+            cpu.engine.irq_line = line
+        self.gic.changed.clear()
+
+    # ---- the bill -------------------------------------------------------------------------------------------
+
+    def instructions(self) -> int:
+        """Return how many instructions all vCPUs have executed."""
+        return sum(cpu.engine.total for cpu in self._cpus)
+
+    def ledger(self) -> dict[str, int]:
+        """Return what virtualizing the PMU cost, name to count; every name that is not a register's is always there."""
+        exits: Counter[str] = Counter({"pmu": 0, "mmio": 0, "hvc": 0, "wfi": 0, "irq": 0, "sgi": 0})
+        by_register: Counter[str] = Counter()
+        vcpus = [cpu.pmu.vcpu for cpu in self._cpus]
+        for cpu in self._cpus:
+            exits.update(cpu.exits)
+            exits["pmu"] += cpu.pmu.vcpu.trapped
+            for (key, outcome), count in cpu.pmu.accesses.items():
+                by_register[f"{_KIND[outcome]}.{sysreg.name_of(key)}"] += count
+        bill = {
+            "pmu_direct": sum(v.direct for v in vcpus),
+            "pmu_trapped": sum(v.trapped for v in vcpus),
+            "registers_swapped": sum(v.swapped for v in vcpus),
+            "loads": sum(v.loads for v in vcpus),
+            "puts": sum(v.puts for v in vcpus),
+            "overflows": sum(v.overflows for v in vcpus),
+            "interrupts_injected": sum(v.injected for v in vcpus),
+            "exits": sum(exits.values()),
+        }
+        bill |= {f"exits.{name}": count for name, count in sorted(exits.items())}
+        return bill | dict(sorted(by_register.items()))
+
+
+_KIND = {
+    door.DIRECT: "direct",
+    door.TRAPPED: "trapped",
+    door.UNDEFINED: "undefined",
+    door.TRAPPED_UNDEFINED: "trapped",
+    door.TO_EL1: "undefined",
+}
+

@@ -1,0 +1,127 @@
+"""The command line. What a command needs is imported when it runs, so that help is there at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pmuvisor import __version__
+
+EXIT_INTERRUPTED = 130
+_UNITS = {"K": 10, "M": 20, "G": 30}
+MIN_MEMORY = 1 << 20
+MAX_MEMORY = 64 << 30
+MAX_VCPUS = 8
+
+
+def _memory(text: str) -> int:
+    digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in _UNITS else (text, "M")
+    if not digits.isdecimal() or not digits.isascii() or len(digits) > 12:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 256M or 1G")
+    size = int(digits) << _UNITS[unit]
+    if not MIN_MEMORY <= size <= MAX_MEMORY or size % MIN_MEMORY:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of MiB from 1M to 64G")
+    return size
+
+
+def _number(lowest: int, highest: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not text.isascii() or len(text) > 9 or not lowest <= int(text) <= highest:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a number from {lowest} to {highest}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pmuvisor", description="Run arm64 guests on a virtualized PMU, and see what virtualizing it cost."
+    )
+    parser.add_argument("--version", action="version", version=f"pmuvisor {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run a guest", description=_RUN))
+    guest = commands.add_parser("guest", help="get guests", description="Get guests that do not come with pmuvisor.")
+    actions = guest.add_subparsers(dest="action", required=True, metavar="ACTION")
+    fetch = actions.add_parser(
+        "fetch", help="fetch a guest", description="Fetch a guest into the user's cache folder: Debian's arm64 kernel."
+    )
+    fetch.add_argument("name", choices=["linux"], help="which guest")
+    fetch.add_argument("--force", action="store_true", help="fetch it again though it is there")
+    fetch.set_defaults(handler=_fetch)
+    return parser
+
+
+_RUN = """Run a guest on a machine with the addresses of QEMU's virt board. The guest's console is shown as it comes,
+then a table of what virtualizing its PMU cost. Exit status: 0 the guest powered off or asked for a reset, 1 it hung or
+the time was over, 2 bad input, 130 interrupted."""
+
+
+def _add_run(run: argparse.ArgumentParser) -> None:
+    run.add_argument("guest", metavar="GUEST", help="demo, linux, or a file: arm64 Image, ELF or flat, plain or gzip")
+    run.add_argument("--design", default="partitioned", choices=["partitioned"], help="design of the virtual PMU")
+    run.add_argument("--no-fgt", action="store_true", help="the host does without fine-grained traps")
+    run.add_argument(
+        "--counters", metavar="K", type=_number(0, 31), help="event counters of the guest (default: all but two)"
+    )
+    run.add_argument("--core", metavar="NAME", default="max", help="the core whose PMU is modelled (default: max)")
+    run.add_argument("--kernel", metavar="FILE", type=Path, help="boot this kernel instead of GUEST's own")
+    run.add_argument("--initrd", metavar="FILE", type=Path, help="initial RAM disk instead of GUEST's own")
+    run.add_argument("--append", metavar="WORDS", default="", help="more words for the kernel command line")
+    run.add_argument("--memory", metavar="SIZE", type=_memory, default=256 << 20, help="RAM (default: 256M)")
+    run.add_argument("--smp", metavar="N", type=_number(1, MAX_VCPUS), default=1, help="vCPUs, 1 to 8 (default: 1)")
+    run.add_argument("--timeout", metavar="S", type=_seconds, help="end the run after S seconds (default: never)")
+    run.add_argument("--json", metavar="FILE", type=Path, help="write the result to FILE as JSON, - for the output")
+    run.set_defaults(handler=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from pmuvisor.lab import terminal
+
+    return terminal.run(arguments)
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    from pmuvisor.lab import guests
+
+    kernel = guests.fetch_linux(lambda line: print(line, file=sys.stderr), force=arguments.force)
+    print(f"{kernel.image} ({kernel.package} {kernel.version})")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        status: int = arguments.handler(arguments)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        from pmuvisor.arch.cores import CoreError
+        from pmuvisor.board.images import ImageError
+        from pmuvisor.board.machine import CountError
+        from pmuvisor.lab.guests import GuestError
+
+        if isinstance(error, CoreError | CountError | GuestError | ImageError | OSError):
+            print(f"pmuvisor: {error}", file=sys.stderr)
+            return 2
+        raise
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
