@@ -321,6 +321,17 @@ def test_group_0_is_signalled_as_fiq_and_taken_through_iar0() -> None:
     assert gic.icc_read(0, RPR) == 0xFF
 
 
+def test_a_group_disabled_at_the_interface_does_not_hide_the_other() -> None:
+    gic = ready_gic()
+    gic.dist_write(IGROUPR + 4, 4, 1 << 2)  # 34 in Group 1, 33 in Group 0
+    gic.dist_write(IPRIORITYR + 34, 1, 0x20)
+    gic.set_level(33, True)
+    gic.set_level(34, True)
+    assert (gic.irq(0), gic.fiq(0)) == (True, False)
+    gic.icc_write(0, IGRPEN1, 0)
+    assert (gic.irq(0), gic.fiq(0)) == (False, True)
+
+
 def test_highest_pending_is_shown_even_if_masked_by_priority() -> None:
     gic = ready_gic()
     gic.icc_write(0, PMR, 0)

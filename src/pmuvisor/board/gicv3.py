@@ -12,6 +12,7 @@ The rules are those of the GIC architecture specification, Arm IHI 0069. Where i
 - 1-of-N delivery is not offered: GICD_TYPER.No1N reads 1 and GICD_IROUTER.Interrupt_Routing_Mode is RAZ/WI. An SPI goes
   to the CPU that its affinity names, and to none if there is no such CPU.
 - Among pending interrupts of the same priority the one with the lowest INTID is taken first.
+- Interrupts of a group that is disabled, in the distributor or at the CPU interface, do not hide those of the other.
 - GICR_WAKER handshakes at once, and a redistributor that sleeps still forwards its interrupts, as those of KVM and QEMU
   do: images written on these may never have woken it.
 - What software must not do (a reserved register, a size or alignment that a register does not have, ending an interrupt
