@@ -71,6 +71,9 @@ UNPREDICTABLE_HPMN = 1 << 0
 """MDCR_EL2.HPMN above N, or 0 without FEAT_HPMN0 (Unpredictable_RES_HPMN). Chosen: behaves as N."""
 UNPREDICTABLE_EVENT_COUNTER = 1 << 1
 """A counter beyond the accessible ones (Unpredictable_PMUEVENTCOUNTER). Chosen: the access is UNDEFINED."""
+UNPREDICTABLE_CHAIN = 1 << 2
+"""A CHAIN event from the first range's last counter to the second's first (Unpredictable_COUNT_CHAIN). Chosen: it is
+not counted, so that nothing that EL1 or EL0 does reaches a counter of the second range."""
 
 EVENT_FIELD = 0xFFFF
 """PMEVTYPER<n>_EL0.evtCount with the extension of PMUv3p1."""
@@ -186,8 +189,8 @@ def second_range(pe: Pe) -> int:
 
 
 def get_num_event_counters_accessible(pe: Pe, el: int) -> int:
-    """State GetNumEventCountersAccessible() at `el`; HCR_EL2.TGE gives host processes all of them."""
-    if el < 2 and pe.tge == 0:
+    """State GetNumEventCountersAccessible() at `el`; HPMN holds for the host's processes at EL0 as well."""
+    if el < 2:
         return effective_hpmn(pe)
     return pe.core.event_counters
 
@@ -296,10 +299,13 @@ def increment_event_counter(pe: Pe, i: int, amount: int) -> int:
 
 def _increment(pe: Pe, counting: int, hits: int, amount: int) -> None:
     """Add `amount` to each event counter of `hits`, and what overflows from an even one to its neighbour's CHAIN."""
+    hpmn = effective_hpmn(pe)
     chained = 0
     for i in range(pe.core.event_counters):
-        chain = equal(pe.evtyper[i] & EVENT_FIELD, CHAIN) & (counting >> i)
-        more = (amount & -((hits >> i) & 1)) + (chained & -(chain & 1))
+        chain = equal(pe.evtyper[i] & EVENT_FIELD, CHAIN) & (counting >> i) & 1
+        crosses = chain & equal(i, hpmn)
+        pe.unpredictable |= UNPREDICTABLE_CHAIN & -(nonzero(chained) & crosses)
+        more = (amount & -((hits >> i) & 1)) + (chained & -(chain & (1 - crosses)))
         chained = increment_event_counter(pe, i, more)
 
 
@@ -381,8 +387,8 @@ def clear_event_counters(pe: Pe, el: int) -> None:
 
 
 def pmcr_state_bits(pe: Pe) -> int:
-    """Return the bits of PMCR_EL0 that a write stores on this core."""
-    bits = PMCR_E | PMCR_D | PMCR_X | PMCR_DP | PMCR_LC
+    """Return the bits of PMCR_EL0 that a write stores on this core: without AArch32 D is RES0, and LC RES1."""
+    bits = PMCR_E | PMCR_X | PMCR_DP | ((PMCR_D | PMCR_LC) & -pe.core.aarch32)
     if pe.core.pmuver >= PMUV3P5:
         bits |= PMCR_LP
     if pe.core.pmuver >= PMUV3P7:
