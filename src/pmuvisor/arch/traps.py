@@ -1,8 +1,8 @@
 """Where an access to a PMU register goes: through, UNDEFINED, or trapped to EL1 or EL2.
 
-States the "Accessing" part of each PMU register's page (Arm ARM D24.5): existence, the Exception level, PMUSERENR_EL0
-for EL0, then HDFGRTR/HDFGWTR(2)_EL2 and MDCR_EL2.{TPM, TPMCR} for EL0 and EL1, then the counters that EL2 keeps. A trap
-carries EC 0x18 and the full ISS (`sysreg.sys64_esr`); an UNDEFINED one EC 0.
+States the "Accessing" part of each PMU register's page (Arm ARM D24.5): existence, the Exception level, counters from N
+up, PMUSERENR_EL0 for EL0, then HDFGRTR/HDFGWTR(2)_EL2 and MDCR_EL2.{TPM, TPMCR} for EL0 and EL1, then the counters that
+EL2 keeps. A trap carries EC 0x18 and the full ISS (`sysreg.sys64_esr`); an UNDEFINED one EC 0.
 """
 
 from __future__ import annotations
@@ -126,10 +126,11 @@ def pmuserenr_allows(pe: Pe, key: int, write: int) -> bool:
     return (pe.userenr & bits) != 0
 
 
-def fgt_bit(pe: Pe, key: int, write: int) -> int:
-    """Return the number of the bit of HDFGRTR_EL2 (HDFGWTR_EL2 where `write`) that traps the access."""
-    if key == PMXEVTYPER_EL0 and pe.selr == CYCLE:
-        return FGT_PMCCFILTR
+def fgt_bit(key: int, write: int) -> int:
+    """Return the number of the bit of HDFGRTR_EL2 (HDFGWTR_EL2 where `write`) that traps the access.
+
+    PMXEVTYPER_EL0 goes by PMEVTYPERn_EL0 whatever it selects, the cycle counter's filter included.
+    """
     if is_pmevcntr(key) or key == PMXEVCNTR_EL0:
         return FGT_PMEVCNTRN
     if is_pmevtyper(key) or key == PMXEVTYPER_EL0:
@@ -176,7 +177,7 @@ def trapped_to_el2(pe: Pe, key: int, write: int) -> bool:
         return _trapped_by_fgt2(pe, key, write)
     if pe.core.fgt == 0:
         return False
-    bit = fgt_bit(pe, key, write)
+    bit = fgt_bit(key, write)
     if bit == NO_TRAP_BIT:
         return False
     if write == 1:
@@ -205,8 +206,7 @@ def access(pe: Pe, el: int, key: int, write: int) -> int:
     if not exists(pe, el, key, write):
         return UNDEFINED
     counter = counter_of(pe, key)
-    selected = key in (PMXEVCNTR_EL0, PMXEVTYPER_EL0)
-    if not selected and counter != CYCLE and counter >= pe.core.event_counters:
+    if counter >= pe.core.event_counters and (counter != CYCLE or key == PMXEVCNTR_EL0):
         if pe.core.fgt == 0:
             pe.unpredictable |= UNPREDICTABLE_EVENT_COUNTER
         return UNDEFINED
@@ -220,15 +220,13 @@ def access(pe: Pe, el: int, key: int, write: int) -> int:
 
 
 def _access_counter(pe: Pe, el: int, key: int, counter: int) -> int:
-    """Decide an access by the event counter that it is about."""
+    """Decide an access by the event counter that it is about: one that is implemented, or CYCLE for none."""
     hpmn = pe.mdcr_el2 & MDCR_HPMN
     if hpmn != effective_hpmn(pe):
         pe.unpredictable |= UNPREDICTABLE_HPMN
-    if counter == CYCLE and key != PMXEVCNTR_EL0:
+    if counter == CYCLE or counter < get_num_event_counters_accessible(pe, el):
         return ALLOWED
-    if counter < get_num_event_counters_accessible(pe, el):
-        return ALLOWED
-    if counter < pe.core.event_counters and pe.core.fgt == 1:
+    if pe.core.fgt == 1:
         return TRAP_EL2
     pe.unpredictable |= UNPREDICTABLE_EVENT_COUNTER
     return UNDEFINED
