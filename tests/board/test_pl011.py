@@ -204,3 +204,12 @@ def test_every_byte_taken_is_read_once_and_in_order(steps: list[bytes | int]) ->
                 if not console.uart.read(FR, 4) & RXFE:
                     read_out.append(console.uart.read(DR, 4))
     assert bytes(read_out) + console.drain() == bytes(given_in)
+
+
+def test_listening_says_whether_input_would_interrupt() -> None:
+    uart = Pl011(lambda data: None)
+    assert not uart.listening
+    uart.write(0x38, 4, 1 << 6)
+    assert uart.listening
+    uart.write(0x38, 4, 1 << 5)
+    assert not uart.listening

@@ -89,6 +89,11 @@ class Pl011:
         """How many bytes of input the guest has not read yet."""
         return len(self._fifo) + len(self._backlog)
 
+    @property
+    def listening(self) -> bool:
+        """Whether the guest has asked to be interrupted by input."""
+        return bool(self._registers[_IMSC] & (_INT_RX | _INT_RX_TIMEOUT))
+
     def receive(self, data: bytes) -> int:
         """Give input to the guest; return how many bytes of it were taken, from the front.
 
