@@ -71,7 +71,7 @@ def test_an_accessor_that_does_not_exist_is_undefined(
 
 def test_every_named_pmu_register_is_one_and_no_other_is() -> None:
     assert {key for key in range(1 << 16) if is_pmu_register(key)} == set(PMU_KEYS)
-    assert len(PMU_KEYS) == 31 + 31 + 13 + 3 + 3  # counters, types, EL0's others, the instruction counter's, EL1's
+    assert len(PMU_KEYS) == 31 + 31 + 14 + 2 + 3  # counters, types, EL0's others, the instruction counter's, EL1's
 
 
 def test_pmmir_exists_from_p4_and_the_instruction_counter_with_its_feature() -> None:
