@@ -18,6 +18,9 @@ from unicorn import UC_ARCH_ARM64, UC_HOOK_INTR, UC_MODE_ARM, Uc
 from unicorn import arm64_const as uc_const
 from unicorn.unicorn_py3.unicorn import uclib
 
+ENV_XREGS = 64
+"""X0's offset in the register state that internal functions take: sixteen 32-bit registers come before."""
+
 EXCP_UDEF, EXCP_SWI, EXCP_PREFETCH_ABORT, EXCP_DATA_ABORT, EXCP_IRQ, EXCP_BKPT = 1, 2, 3, 4, 5, 7
 EXCP_HVC, EXCP_SMC = 11, 13
 """QEMU's numbers of exceptions, as UC_HOOK_INTR gives them."""
@@ -38,6 +41,7 @@ INTERNAL = (
     "tb_flush",
     "tlb_flush",
     "arm_rebuild_hflags",
+    "vfp_get_fpscr",
     "pmu_pre_el_change",
     "pmu_post_el_change",
 )
@@ -68,10 +72,10 @@ def exported(name: str) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Offsets in bytes: `cpu` in the engine handle, `cpu_*` in the CPU object, the others in the register state."""
+    """Offsets in bytes: `cpu` in the engine handle, `cpu_*` in the CPU object, the others from X0."""
 
     cpu: int
-    cpu_env: int
+    cpu_xregs: int
     cpu_exception: int
     cpu_io_pc: int
     cpu_pre_el_change: int
@@ -114,9 +118,9 @@ class _Scratch:
         self.uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
         self.uc.mem_map(0, 0x10000)
         self.handle: int = self.uc._uch.value
-        self.cpu_at, self.cpu, self.env = self._find_env()
+        self.cpu_at, self.cpu, self.x0 = self._find_x0()
 
-    def _find_env(self) -> tuple[int, int, int]:
+    def _find_x0(self) -> tuple[int, int, int]:
         magic = [0xFEED_0000_0000_0000 | i * 0x1111 for i in range(29)]
         for i, value in enumerate(magic):
             self.uc.reg_write(uc_const.UC_ARM64_REG_X0 + i, value)
@@ -135,9 +139,9 @@ class _Scratch:
 
     def offset(self, change: Callable[[], object], restore: Callable[[], object]) -> int:
         """Where in the register state a change shows; 8-byte granules."""
-        before = _words(self.env, 0x200).copy()
+        before = _words(self.x0, 0x200).copy()
         change()
-        after = _words(self.env, 0x200).copy()
+        after = _words(self.x0, 0x200).copy()
         restore()
         where = np.flatnonzero(before != after)
         if len(where) == 0:
@@ -156,11 +160,11 @@ def _exceptions(s: _Scratch) -> tuple[int, int]:
 
     def on_interrupt(uc: Uc, number: int, _: object) -> None:
         nonlocal candidates
-        words = np.frombuffer(ctypes.string_at(s.cpu, s.env - s.cpu), np.int32)
+        words = np.frombuffer(ctypes.string_at(s.cpu, s.x0 - s.cpu), np.int32)
         here = set(np.flatnonzero(words == number).tolist())
         candidates = here if candidates is None else candidates & here
         if number == EXCP_SWI:
-            state = ctypes.string_at(s.env, 0x2000)
+            state = ctypes.string_at(s.x0, 0x2000)
             syndromes.append(state.find(struct.pack("<I", 0x5600_1234)))
         uc.emu_stop()
 
@@ -182,7 +186,7 @@ def _io_pc(s: _Scratch) -> int:
     found: set[int] = set()
 
     def read(uc: Uc, offset: int, size: int, _: object) -> int:
-        seen.append(_words(s.cpu, (s.env - s.cpu) // 8).copy())
+        seen.append(_words(s.cpu, (s.x0 - s.cpu) // 8).copy())
         if len(seen) == 2:
             for i in np.flatnonzero(seen[0] != seen[1]).tolist():
                 if restore(s.cpu, int(seen[1][i]), False) and uc.reg_read(uc_const.UC_ARM64_REG_PC) == s.CODE + 8:
@@ -200,8 +204,8 @@ def _io_pc(s: _Scratch) -> int:
 def _el_change(s: _Scratch, name: str) -> int:
     """Offset in the CPU object of the list of functions called when the exception level changes."""
     wanted = struct.pack("<Q", internal(name))
-    base = s.env - s.cpu
-    for i, pointer in enumerate(_words(s.env, 0x1000).tolist()):
+    base = s.x0 - s.cpu
+    for i, pointer in enumerate(_words(s.x0, 0x1000).tolist()):
         if 0x10000 < pointer < 1 << 47 and _peek(pointer, 8) == wanted:
             return base + 8 * i
     raise UnsupportedUnicorn("cannot find the exception level hooks inside Unicorn")
@@ -211,26 +215,35 @@ def _pstate(s: _Scratch) -> tuple[int, int]:
     """Offsets of PSTATE (mode bits) and of DAIF, which QEMU keeps apart."""
     reg = uc_const.UC_ARM64_REG_PSTATE
     daif = s.offset(lambda: s.uc.reg_write(reg, 0x0005 | 0x400003C0 ^ 0x3C0), lambda: s.uc.reg_write(reg, 0x400003C5))
-    before = ctypes.string_at(s.env, 0x400)
+    before = ctypes.string_at(s.x0, 0x400)
     s.uc.reg_write(reg, 0x400003C4)
-    after = ctypes.string_at(s.env, 0x400)
+    after = ctypes.string_at(s.x0, 0x400)
     s.uc.reg_write(reg, 0x400003C5)
     where = [i for i in range(len(before)) if before[i] == 5 and after[i] == 4]
-    if len(where) != 1 or ctypes.c_uint32.from_address(s.env + daif).value != 0x3C0:
+    if len(where) != 1 or ctypes.c_uint32.from_address(s.x0 + daif).value != 0x3C0:
         raise UnsupportedUnicorn("cannot find PSTATE inside Unicorn")
     return where[0], daif
+
+
+def _check_env(s: _Scratch) -> None:
+    """An internal function must see the register state where we think it is."""
+    get_fpscr = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p)(internal("vfp_get_fpscr"))
+    s.uc.reg_write(uc_const.UC_ARM64_REG_FPCR, 0x0140_0000)
+    if get_fpscr(s.x0 - ENV_XREGS) & 0x07C0_0000 != 0x0140_0000:
+        raise UnsupportedUnicorn("the register state does not begin where version 2.1.4 has it")
 
 
 @cache
 def layout() -> Layout:
     """Measure this build of Unicorn; the answer holds for the whole process."""
     s = _Scratch()
+    _check_env(s)
     pstate, daif = _pstate(s)
     exception, syndrome = _exceptions(s)
     spsr = s.offset(lambda: s.uc.cpr_write(*SPSR_EL1, 0x1230), lambda: s.uc.cpr_write(*SPSR_EL1, 0))
     return Layout(
         cpu=s.cpu_at,
-        cpu_env=s.env - s.cpu,
+        cpu_xregs=s.x0 - s.cpu,
         cpu_exception=exception,
         cpu_io_pc=_io_pc(s),
         cpu_pre_el_change=_el_change(s, "pmu_pre_el_change"),

@@ -178,7 +178,8 @@ class Engine:
         self._handle: int = self._uc._uch.value
         self._uc.reg_write(uc_const.UC_ARM64_REG_X5, PROBE)  # the first access makes the CPU
         self._cpu = ctypes.c_uint64.from_address(self._handle + self._layout.cpu).value
-        self._env = self._cpu + self._layout.cpu_env
+        self._xregs = self._cpu + self._layout.cpu_xregs
+        self._env = self._xregs - cpustate.ENV_XREGS
         self._check_build()
         self._st = np.zeros(native.STATE_WORDS, np.int64)
         self._words = np.zeros(1024, np.int64)
@@ -201,7 +202,7 @@ class Engine:
     def _check_build(self) -> None:
         if (uc_const.UC_ARM64_REG_CP_REG, uc_const.UC_ARM64_REG_X0) != (native.REG_CP, native.REG_X0):
             raise cpustate.UnsupportedUnicorn("Unicorn's register numbers are not those of version 2.1.4")
-        if not self._cpu or ctypes.c_uint64.from_address(self._env + 40).value != PROBE:
+        if not self._cpu or ctypes.c_uint64.from_address(self._xregs + 40).value != PROBE:
             raise cpustate.UnsupportedUnicorn("the CPU state is not where a scratch engine had it")
 
     def _bind_functions(self) -> None:
@@ -216,9 +217,9 @@ class Engine:
         self._forget_decoded = ctypes.CFUNCTYPE(None, p)(native.on_forget.address)
 
     def _bind_state(self) -> None:
-        st, at, env, cpu = self._st, self._layout, self._env, self._cpu
+        st, at, env, cpu = self._st, self._layout, self._xregs, self._cpu
         words = {
-            native.UC: self._handle, native.CPU: cpu, native.ENV: env, native.FALL: native.NOWHERE,
+            native.UC: self._handle, native.CPU: cpu, native.ENV: self._env, native.XREGS: env, native.FALL: native.NOWHERE,
             native.AT_PC: env + at.pc, native.AT_PSTATE: env + at.pstate, native.AT_DAIF: env + at.daif,
             native.AT_SYNDROME: env + at.syndrome, native.AT_FAULT: env + at.fault_address,
             native.AT_TARGET_EL: env + at.target_el, native.AT_EXCEPTION: cpu + at.cpu_exception,
@@ -276,7 +277,7 @@ class Engine:
     # --- state of the CPU -------------------------------------------------------------------------------------------
 
     def _word(self, offset: int) -> ctypes.c_uint64:
-        return ctypes.c_uint64.from_address(self._env + offset)
+        return ctypes.c_uint64.from_address(self._xregs + offset)
 
     @property
     def pc(self) -> int:
@@ -309,7 +310,7 @@ class Engine:
     @property
     def el(self) -> int:
         """The exception level, 0 or 1."""
-        return (ctypes.c_uint32.from_address(self._env + self._layout.pstate).value >> 2) & 3
+        return (ctypes.c_uint32.from_address(self._xregs + self._layout.pstate).value >> 2) & 3
 
     @property
     def sp(self) -> int:
@@ -520,10 +521,10 @@ class Engine:
         self._settle()
         self._st[native.COUNT + self.el * native.N_LANES + native.EXC_TAKEN] += 1
         if esr is not None:
-            ctypes.c_uint32.from_address(self._env + self._layout.syndrome).value = esr
+            ctypes.c_uint32.from_address(self._xregs + self._layout.syndrome).value = esr
         if far is not None:
             self._word(self._layout.fault_address).value = far & MASK64
-        ctypes.c_uint32.from_address(self._env + self._layout.target_el).value = 1
+        ctypes.c_uint32.from_address(self._xregs + self._layout.target_el).value = 1
         exception = ctypes.c_int32.from_address(self._cpu + self._layout.cpu_exception)
         exception.value = number
         self._st[native.IN_ENTRY] = 1
@@ -625,7 +626,7 @@ class Engine:
             return Stop.WATCH
         if st[native.IRQ] and not self._word(self._layout.daif).value & native.PSTATE_I:
             return Stop.IRQ
-        if ctypes.c_uint32.from_address(self._env + self._layout.pstate).value & native.PSTATE_IL:
+        if ctypes.c_uint32.from_address(self._xregs + self._layout.pstate).value & native.PSTATE_IL:
             self._enter(cpustate.EXCP_UDEF, ILLEGAL_STATE_ESR, None)
         elif self.pc & 3:
             self._enter(cpustate.EXCP_DATA_ABORT, PC_ALIGNMENT_ESR, self.pc)
@@ -678,7 +679,7 @@ class Engine:
         if why == native.WHY_NONE:
             return Stop.WFI
         if why in (native.WHY_HVC, native.WHY_SMC):
-            self.immediate = ctypes.c_uint32.from_address(self._env + self._layout.syndrome).value & 0xFFFF
+            self.immediate = ctypes.c_uint32.from_address(self._xregs + self._layout.syndrome).value & 0xFFFF
             return Stop.HVC if why == native.WHY_HVC else Stop.SMC
         if why == native.WHY_STUCK:
             return Stop.STUCK

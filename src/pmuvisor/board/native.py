@@ -59,6 +59,7 @@ N_PAGES = 32
     UC,
     CPU,
     ENV,
+    XREGS,
     AT_PC,
     AT_PSTATE,
     AT_DAIF,
@@ -85,10 +86,10 @@ N_PAGES = 32
     FN_TLB_FLUSH,
     FN_CLOCK,
     FN_SYSREG,
-) = range(60)
-ACC_A = 60  # packed detail counts of EL0 and EL1 since the last slow path: LD, ST, BR, PC_WRITE, 16 bits each
-ACC_B = 62  # BR_IMMED, BR_RETURN
-COUNT = 64  # [2][N_LANES]
+) = range(61)
+ACC_A = 61  # packed detail counts of EL0 and EL1 since the last slow path: LD, ST, BR, PC_WRITE, 16 bits each
+ACC_B = 63  # BR_IMMED, BR_RETURN
+COUNT = 65  # [2][N_LANES]
 WATCH = COUNT + 2 * N_LANES  # [N_WATCHES][3]: lanes, els, target
 PAGES = WATCH + 3 * N_WATCHES  # [N_PAGES] physical pages whose code changed
 COPY = PAGES + N_PAGES  # [2][N_LANES] lanes exact at the PC, for Python to read
@@ -115,7 +116,7 @@ WFI = 0xD503207F
 ESR_UNDEF = 0x0200_0000
 ESR_TRAP = 0x18 << 26 | 1 << 25
 ESR_EXTERNAL_DATA = 0x24 << 26 | 1 << 25 | 1 << 10 | 0x10  # FnV: which virtual address is not known here
-ESR_EXTERNAL_FETCH = 0x20 << 26 | 1 << 25 | 1 << 10 | 0x10
+ESR_EXTERNAL_FETCH = 0x20 << 26 | 1 << 25 | 0x10
 
 SCTLR_MASK = 0xFFFF_FFFF & ~(1 << 25 | 1 << 24)
 """EE and E0E stay 0: mixed endianness is not offered (ID_AA64MMFR0_EL1.BigEnd = 0)."""
@@ -269,17 +270,8 @@ def new_slack(st: Any) -> int:
 
 
 @compiled
-def row_of(st: Any, address: int, n: int) -> int:
-    """The decode cache's row for this block, filled if it holds another."""
-    row = st[AT_ROWS] + ((address >> 2) & (ROWS - 1)) * (ROW_WORDS * 8)
-    tag = (st[TAG_HIGH] if address < 0 else st[TAG_LOW]) ^ n
-    if load64(row) != address or load64(row + 8) != tag:
-        fill_row(st, row, address, tag, n)
-    return row
-
-
-@compiled
 def fill_row(st: Any, row: int, address: int, tag: int, n: int) -> None:
+    """Decode a block into its row of the decode cache."""
     a, b = 0, 0
     if read_words(st, address, n):
         for i in range(n):
@@ -295,11 +287,15 @@ def fill_row(st: Any, row: int, address: int, tag: int, n: int) -> None:
 
 @compiled
 def charge_detail(st: Any, address: int, n: int, el: int) -> None:
+    """Charge a block's decoded lanes, from the decode cache's row if that holds this block."""
     fall = st[FALL]
-    if fall != NOWHERE and fall != address:
-        st[ACC_A + el] += A_PC
-    row = row_of(st, address, n)
-    st[ACC_A + el] += load64(row + 16)
+    # No `if`: it would be as unpredictable to the host as the guest's branch was.
+    taken = types.int64(fall != NOWHERE) & types.int64(fall != address)
+    row = st[AT_ROWS] + ((address >> 2) & (ROWS - 1)) * (ROW_WORDS * 8)
+    tag = (st[TAG_HIGH] if address < 0 else st[TAG_LOW]) ^ n
+    if load64(row) != address or load64(row + 8) != tag:
+        fill_row(st, row, address, tag, n)
+    st[ACC_A + el] += load64(row + 16) + taken * A_PC
     st[ACC_B + el] += load64(row + 24)
     st[FALL] = load64(row + 32)
 
@@ -451,6 +447,7 @@ def on_unmapped(uc: int, access: int, address: int, size: int, value: int, data:
     same_el = current_el(st) << 26
     fetch = access == 21 or access == 24  # UC_MEM_FETCH_UNMAPPED, UC_MEM_FETCH_PROT
     if fetch:
+        store64(st[AT_FAULT], load64(st[AT_PC]))
         call(st[FN_RAISE], st[ENV], 3, ESR_EXTERNAL_FETCH | same_el, 1, 0)
     write = access == 20 or access == 22  # UC_MEM_WRITE_UNMAPPED, UC_MEM_WRITE_PROT
     call(st[FN_RAISE], st[ENV], 4, ESR_EXTERNAL_DATA | same_el | (1 << 6 if write else 0), 1, 0)
@@ -601,7 +598,7 @@ def access(st: Any, reg: int, cp: int, read: int) -> int:
             number, st[INJECT] = st[INJECT], 0
             raise_here(st, number, st[INJECT_ESR])
     if read == 1 and rt != 31:
-        store64(st[ENV] + 8 * rt, result)
+        store64(st[XREGS] + 8 * rt, result)
     # Leaving the block here costs a little, and makes registers that Unicorn knows and does not know alike, and every
     # stop that the access asked for exact.
     store64(st[AT_PC], pc + 4)
