@@ -8,6 +8,7 @@ Partitioning" series (v7) and the review of its MDCR_EL2 and context-swap patche
 from __future__ import annotations
 
 from pmuvisor.arch import pmu
+from pmuvisor.arch.events import CPU_CYCLES
 from pmuvisor.arch.pmu import Features, Pe
 from pmuvisor.arch.sysreg import (
     CYCLE,
@@ -18,6 +19,8 @@ from pmuvisor.arch.sysreg import (
     FGT_R_PMCEIDN,
     FGT_R_PMMIR,
     FILTER_NSH,
+    FILTER_P,
+    FILTER_U,
     MDCR_HCCD,
     MDCR_HPMD,
     MDCR_HPME,
@@ -61,9 +64,11 @@ from pmuvisor.kvm.vcpu import PARTITIONED, HostContext, Vcpu, Vm
 
 EL2 = 2
 """Where KVM's own accesses come from."""
-HOST_AND_GUEST = 9
-"""Registers swapped at load and put that are not counters: PMCR, PMSELR, PMUSERENR, PMCNTEN, PMINTEN, PMCCNTR,
-PMCCFILTR, and two of the host's (PMCR, PMSELR)."""
+GUEST_REGISTERS = 7
+"""The guest's registers swapped at load and put whatever its counters: PMCR, PMSELR, PMUSERENR, PMCNTEN, PMINTEN,
+PMOVS, PMCCNTR. Load writes PMCCFILTR besides."""
+HOST_REGISTERS = 3
+"""The host's that make room for them: PMCR, PMSELR, PMUSERENR."""
 
 
 # ---- what hardware is told --------------------------------------------------------------------------------
@@ -131,6 +136,9 @@ def hdfgrtr(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
 
 # ---- the event filter -------------------------------------------------------------------------------------
 
+EXCLUDE_EL1_EL0 = (1 << FILTER_P) | (1 << FILTER_U)
+"""The filter bits of a counter that is to count nothing of a guest's."""
+
 
 def event_allowed(vm: Vm, event: int) -> int:
     """Return 1 where the VM's event filter lets `event` count."""
@@ -148,11 +156,19 @@ def guest_evtyper_bits(pe: Pe) -> int:
 def effective_evtyper(pe: Pe, vm: Vm, evtyper: int) -> int:
     """Return what the hardware is given for a guest's `evtyper`: a denied event is excluded at EL1 and EL0.
 
-    State kvm_pmu_apply_event_filter(). With NSK and NSU clear, P and U exclude Non-secure EL1 and EL0.
+    State kvm_pmu_apply_event_filter(). With NSK and NSU clear, P and U exclude Non-secure EL1 and EL0; no event counts
+    at EL2, whatever userspace restored.
     """
     if event_allowed(vm, evtyper & pmu.EVENT_FIELD) == 1:
-        return evtyper
-    return (evtyper & pmu.EVENT_FIELD) | (3 << 30)
+        return evtyper & guest_evtyper_bits(pe)
+    return (evtyper & pmu.EVENT_FIELD) | EXCLUDE_EL1_EL0
+
+
+def effective_ccfiltr(pe: Pe, vm: Vm, ccfiltr: int) -> int:
+    """Return what the hardware is given for a guest's PMCCFILTR_EL0; the filter knows the counter as CPU_CYCLES."""
+    if event_allowed(vm, CPU_CYCLES) == 1:
+        return ccfiltr & pmu.filter_bits(pe) & ~(1 << FILTER_NSH)
+    return EXCLUDE_EL1_EL0
 
 
 # ---- load, put, interrupt, entry --------------------------------------------------------------------------
@@ -188,7 +204,7 @@ def load_registers(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
     for i in range(vm.nr_counters):
         pe.evtyper[i] = effective_evtyper(pe, vm, vcpu.evtyper[i])
         pe.evcntr[i] = vcpu.evcntr[i]
-    pe.ccfiltr = vcpu.ccfiltr
+    pe.ccfiltr = effective_ccfiltr(pe, vm, vcpu.ccfiltr)
     pe.ccntr = vcpu.ccntr
     pe.selr = vcpu.selr
     pe.userenr = vcpu.userenr
@@ -196,7 +212,7 @@ def load_registers(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
     pe.inten = (pe.inten & ~mine) | (vcpu.inten & mine)
     pe.cnten = (pe.cnten & ~mine) | (vcpu.cnten & mine)
     pe.pmcr = vcpu.pmcr
-    vcpu.swapped += 2 * vm.nr_counters + HOST_AND_GUEST
+    vcpu.swapped += 2 * vm.nr_counters + GUEST_REGISTERS + 1 + HOST_REGISTERS
 
 
 def vcpu_put(pe: Pe, host: HostContext, vm: Vm, vcpu: Vcpu) -> None:
@@ -228,7 +244,7 @@ def save_registers(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
     pe.cnten &= ~mine
     pe.inten &= ~mine
     pe.ovs &= ~mine
-    vcpu.swapped += vm.nr_counters + HOST_AND_GUEST - 1
+    vcpu.swapped += vm.nr_counters + GUEST_REGISTERS + HOST_REGISTERS
 
 
 def handle_irq(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
@@ -370,7 +386,7 @@ def write_type(pe: Pe, vm: Vm, vcpu: Vcpu, i: int, value: int) -> None:
     """Write the guest's event type `i`, or the cycle counter's filter where `i` is CYCLE."""
     if i == CYCLE:
         vcpu.ccfiltr = value & pmu.filter_bits(pe) & ~(1 << FILTER_NSH)
-        pe.ccfiltr = vcpu.ccfiltr
+        pe.ccfiltr = effective_ccfiltr(pe, vm, vcpu.ccfiltr)
     else:
         vcpu.evtyper[i] = value & guest_evtyper_bits(pe)
         pe.evtyper[i] = effective_evtyper(pe, vm, vcpu.evtyper[i])
