@@ -33,8 +33,21 @@ def _compile(
     twin = types.FunctionType(function.__code__, world, function.__name__, function.__defaults__)
     twin.__kwdefaults__ = function.__kwdefaults__
     made = done[function] = numba.njit(twin, boundscheck=boundscheck)
-    for name in function.__code__.co_names:
+    names = function.__code__.co_names
+    for name in names:
         called = world.get(name)
-        if isinstance(called, types.FunctionType) and f"{called.__module__}.".startswith(homes):
-            world[name] = _compile(called, done, boundscheck, homes)
+        if isinstance(called, types.ModuleType) and f"{called.__name__}.".startswith(homes):
+            part = types.ModuleType(called.__name__)
+            for attribute in set(names) & set(vars(called)):
+                setattr(part, attribute, _twin(vars(called)[attribute], done, boundscheck, homes))
+            world[name] = part
+        elif name in world:
+            world[name] = _twin(called, done, boundscheck, homes)
     return made
+
+
+def _twin(value: Any, done: dict[types.FunctionType, Any], boundscheck: bool, homes: tuple[str, ...]) -> Any:
+    """Return a semantic function compiled, anything else as it is."""
+    if isinstance(value, types.FunctionType) and f"{value.__module__}.".startswith(homes):
+        return _compile(value, done, boundscheck, homes)
+    return value
