@@ -6,8 +6,7 @@ import pytest
 from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc
 from unicorn import arm64_const as uc_const
 
-from pmuvisor.board.engine import RAM_BASE, Action, Engine, Lane, Stop, Watch, key
-from tests.board.engine_support import (
+from board.engine_support import (
     COMPUTE,
     RAM_SIZE,
     STACK,
@@ -18,6 +17,7 @@ from tests.board.engine_support import (
     registers,
     words,
 )
+from pmuvisor.board.engine import RAM_BASE, Action, Engine, Lane, Stop, Watch, key
 
 BOTH = 3
 NOP, WFI, HERE = 0xD503201F, 0xD503207F, 0x14000000

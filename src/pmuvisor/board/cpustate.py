@@ -7,6 +7,7 @@ This module is not for running anything: see `engine`.
 """
 
 import ctypes
+import re
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ INTERNAL = (
     "tlb_flush",
     "arm_rebuild_hflags",
     "vfp_get_fpscr",
+    "tcg_tb_phys_invalidate_count",
     "pmu_pre_el_change",
     "pmu_post_el_change",
 )
@@ -72,9 +74,11 @@ def exported(name: str) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """Offsets in bytes: `cpu` in the engine handle, `cpu_*` in the CPU object, the others from X0."""
+    """Offsets in bytes: `cpu` and `tcg` in the engine handle, `cpu_*`, `tcg_*` in those objects, the others from X0."""
 
     cpu: int
+    tcg: int
+    tcg_invalidations: int
     cpu_xregs: int
     cpu_exception: int
     cpu_io_pc: int
@@ -126,10 +130,19 @@ class _Scratch:
             self.uc.reg_write(uc_const.UC_ARM64_REG_X0 + i, value)
         pattern = struct.pack("<29Q", *magic)
         for i, pointer in enumerate(struct.unpack("<256Q", _peek(self.handle, 2048))):
-            found = _peek(pointer, 0x10000).find(pattern) if 0x10000 < pointer < 1 << 47 else -1
-            if found >= 0:
-                return 8 * i, pointer, pointer + found
+            window = _peek(pointer, 0x10000) if 0x10000 < pointer < 1 << 47 else b""
+            for found in re.finditer(re.escape(pattern), window):
+                if self._follows(pointer + found.start()):
+                    return 8 * i, pointer, pointer + found.start()
         raise UnsupportedUnicorn("cannot find the CPU state inside Unicorn")
+
+    def _follows(self, x0: int) -> bool:
+        """Whether X0 is there, and not a copy of the pattern that a buffer of this search has left in memory."""
+        for value in (0x5EED_0000_0000_0001, 0x5EED_0000_0000_0002):
+            self.uc.reg_write(uc_const.UC_ARM64_REG_X0, value)
+            if _peek(x0, 8) != struct.pack("<Q", value):
+                return False
+        return True
 
     def run(self, *code: int) -> None:
         """Run a few instructions at a fresh address (no stale translation) and stop at the end or at an exception."""
@@ -211,6 +224,33 @@ def _el_change(s: _Scratch, name: str) -> int:
     raise UnsupportedUnicorn("cannot find the exception level hooks inside Unicorn")
 
 
+def _invalidations(s: _Scratch) -> tuple[int, int]:
+    """Where Unicorn counts the translations that it threw away: offset of the translator, and in it of the count."""
+    count = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(internal("tcg_tb_phys_invalidate_count"))
+    ruler = np.arange(0x1000, dtype=np.uint64)
+    offset = 8 * count(ruler.ctypes.data)
+
+    def look() -> dict[int, bytes]:
+        pointers = enumerate(struct.unpack("<512Q", _peek(s.handle, 4096)))
+        return {8 * i: _peek(p + offset, 8) for i, p in pointers if 0x10000 < p < 1 << 47}
+
+    found: set[int] | None = None
+    for _ in range(2):
+        s.run(0x14000002, 0xD503201F, 0xD503201F, 0xD503201F)  # b .+8: the branch is a translation of its own
+        before = look()
+        s.uc.ctl_remove_cache(s.CODE, s.CODE + 4)
+        after = look()
+        here = {i for i, b in before.items() if len(b) == 8 and _plus_one(b) == after.get(i)}
+        found = here if found is None else found & here
+    if not found or len(found) != 1:
+        raise UnsupportedUnicorn("cannot find the count of dropped translations inside Unicorn")
+    return found.pop(), offset
+
+
+def _plus_one(word: bytes) -> bytes:
+    return (int.from_bytes(word, "little") + 1 & (1 << 64) - 1).to_bytes(8, "little")
+
+
 def _pstate(s: _Scratch) -> tuple[int, int]:
     """Offsets of PSTATE (mode bits) and of DAIF, which QEMU keeps apart."""
     reg = uc_const.UC_ARM64_REG_PSTATE
@@ -240,9 +280,12 @@ def layout() -> Layout:
     _check_env(s)
     pstate, daif = _pstate(s)
     exception, syndrome = _exceptions(s)
+    tcg, invalidations = _invalidations(s)
     spsr = s.offset(lambda: s.uc.cpr_write(*SPSR_EL1, 0x1230), lambda: s.uc.cpr_write(*SPSR_EL1, 0))
     return Layout(
         cpu=s.cpu_at,
+        tcg=tcg,
+        tcg_invalidations=invalidations,
         cpu_xregs=s.x0 - s.cpu,
         cpu_exception=exception,
         cpu_io_pc=_io_pc(s),

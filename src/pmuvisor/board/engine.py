@@ -217,16 +217,18 @@ class Engine:
         self._forget_decoded = ctypes.CFUNCTYPE(None, p)(native.on_forget.address)
 
     def _bind_state(self) -> None:
-        st, at, env, cpu = self._st, self._layout, self._xregs, self._cpu
+        st, at, x0, cpu = self._st, self._layout, self._xregs, self._cpu
+        tcg = ctypes.c_uint64.from_address(self._handle + at.tcg).value
         words = {
-            native.UC: self._handle, native.CPU: cpu, native.ENV: self._env, native.XREGS: env, native.FALL: native.NOWHERE,
-            native.AT_PC: env + at.pc, native.AT_PSTATE: env + at.pstate, native.AT_DAIF: env + at.daif,
-            native.AT_SYNDROME: env + at.syndrome, native.AT_FAULT: env + at.fault_address,
-            native.AT_TARGET_EL: env + at.target_el, native.AT_EXCEPTION: cpu + at.cpu_exception,
-            native.AT_IO_PC: cpu + at.cpu_io_pc, native.AT_TTBR0: env + at.ttbr0, native.AT_TTBR1: env + at.ttbr1,
+            native.SELF: st.ctypes.data, native.UC: self._handle, native.CPU: cpu, native.ENV: self._env,
+            native.XREGS: x0, native.AT_PC: x0 + at.pc, native.AT_PSTATE: x0 + at.pstate, native.AT_DAIF: x0 + at.daif,
+            native.AT_SYNDROME: x0 + at.syndrome, native.AT_FAULT: x0 + at.fault_address,
+            native.AT_TARGET_EL: x0 + at.target_el, native.AT_EXCEPTION: cpu + at.cpu_exception,
+            native.AT_IO_PC: cpu + at.cpu_io_pc, native.AT_TTBR0: x0 + at.ttbr0, native.AT_TTBR1: x0 + at.ttbr1,
+            native.AT_INVALIDATIONS: tcg + at.tcg_invalidations,
             native.AT_WORDS: self._words.ctypes.data, native.AT_ROWS: self._rows.ctypes.data,
             native.AT_ACTIONS: self._actions.ctypes.data, native.AT_VALUES: self._values.ctypes.data,
-            native.AT_SPECIAL: self._special.ctypes.data, native.CLOCK_DIV: 1,
+            native.AT_SPECIAL: self._special.ctypes.data, native.CLOCK_DIV: 1, native.FALL: native.NOWHERE,
             native.FN_STOP: cpustate.exported("uc_emu_stop"), native.FN_RAISE: cpustate.internal("raise_exception"),
             native.FN_LEAVE: cpustate.internal("cpu_loop_exit_noexc"),
             native.FN_INTERRUPT: cpustate.internal("arm_cpu_do_interrupt"),
@@ -237,6 +239,7 @@ class Engine:
             native.FN_VMEM_TRANSLATE: cpustate.exported("uc_vmem_translate"),
             native.FN_CLOCK: _address(ctypes.CDLL(None).clock_gettime),
             native.FN_SYSREG: _address(self._call_sysreg),
+            native.FN_SLOW_BLOCK: native.on_slow_block.address, native.FN_FILL_ROW: native.on_row_miss.address,
         }  # fmt: skip
         for index, value in words.items():
             st[index] = value
@@ -296,6 +299,7 @@ class Engine:
 
     @pstate.setter
     def pstate(self, value: int) -> None:
+        self._settle()
         self._bank_sp(value)
         self._uc.reg_write(uc_const.UC_ARM64_REG_PSTATE, value)
         self._rebuild_flags(self._env)
@@ -335,7 +339,7 @@ class Engine:
         return int(self._uc.cpr_read(op0, op1, crn, crm, op2))
 
     def write_register(self, op0: int, op1: int, crn: int, crm: int, op2: int, value: int) -> None:
-        """Write a register that Unicorn holds."""
+        """Write a register that Unicorn holds; follow a change of translation with `flush_tlb`."""
         self._uc.cpr_write(op0, op1, crn, crm, op2, value)
 
     def start(self, pc: int, x0: int = 0) -> None:
@@ -443,7 +447,7 @@ class Engine:
             at = native.WATCH + 3 * i
             self._st[at : at + 3] = (w.lanes, w.els, min(w.target, (1 << 63) - 1))
         self._st[native.N_WATCH] = len(watches)
-        self._st[native.SLACK] = -1
+        self._look_soon()
 
     @property
     def detail(self) -> bool:
@@ -454,7 +458,6 @@ class Engine:
     def detail(self, on: bool) -> None:
         if on == self.detail:
             return
-        self._counts(self._st.ctypes.data)
         self._settle()
         self._st[native.DETAIL] = int(on)
 
@@ -467,12 +470,12 @@ class Engine:
     def irq_line(self, high: bool) -> None:
         self._st[native.IRQ] = int(high)
         self._values[registers.ISR_EL1] = 0x80 if high else 0
-        self._st[native.SLACK] = -1
+        self._look_soon()
 
     def request_stop(self) -> None:
         """Let `run` return REQUEST at the next block boundary; after a system register access, right after it."""
         self._st[native.REQUEST] |= 1
-        self._st[native.SLACK] = -1
+        self._look_soon()
 
     @property
     def clock_base(self) -> int:
@@ -527,13 +530,20 @@ class Engine:
         ctypes.c_uint32.from_address(self._xregs + self._layout.target_el).value = 1
         exception = ctypes.c_int32.from_address(self._cpu + self._layout.cpu_exception)
         exception.value = number
+        self._st[native.ILLEGAL_SPSR] = 0
         self._st[native.IN_ENTRY] = 1
         self._do_interrupt(self._cpu)
         self._st[native.IN_ENTRY] = 0
         exception.value = -1
 
+    def _look_soon(self) -> None:
+        """Send the next block the slow way, where conditions are looked at."""
+        self._st[native.SLACK_BASE] -= self._st[native.SLACK] + 1
+        self._st[native.SLACK] = -1
+
     def _settle(self) -> None:
-        """Decide whether the branch before the PC was taken, before something else moves the PC."""
+        """Bring the lanes up to date before something else than the guest moves the PC or the level."""
+        self._counts(self._st.ctypes.data)
         fall, at = int(self._st[native.FALL]), native.COUNT + self.el * native.N_LANES + native.PC_WRITE
         if fall not in (native.NOWHERE, _signed(self.pc)):
             self._st[at] += 1
@@ -644,8 +654,8 @@ class Engine:
         """Let Unicorn run until a hook stops it or the guest waits; Unicorn's error, if any."""
         st = self._st
         st[native.WHY] = native.WHY_NONE
-        st[native.SLACK] = -1
         st[native.BLOCK_N] = 0
+        self._look_soon()
         st[native.EXC_LEFT] = native.EXCEPTIONS_PER_SLICE
         st[native.DEADLINE] = time.monotonic_ns() + native.SLICE_NS
         return int(self._emu_start(self._handle, self.pc, 0, 0, 0))
@@ -657,14 +667,14 @@ class Engine:
         st[native.N_WATCH] = 0
         end = pc + 4 * k
         if k < n:
-            self._uc.ctl_remove_cache(pc, pc + 4 * n)
+            self._drop_block(pc, n)
             self._uc.ctl_set_exits([end & MASK64])
             st[native.UNTIL] = _signed(end)
         error = self._slice()
         st[native.N_WATCH] = watches
         if k < n:
             self._uc.ctl_set_exits([])
-            self._uc.ctl_remove_cache(pc, pc + 4 * n)
+            self._drop_block(pc, n)
             st[native.UNTIL] = 0
         why = int(st[native.WHY])
         if error:
@@ -673,6 +683,14 @@ class Engine:
         if why == native.WHY_NONE and k < n and self.pc == end & MASK64:
             return native.WHY_EXIT
         return why
+
+    def _drop_block(self, pc: int, n: int) -> None:
+        """Have a block translated anew; its code is the same, so what was decoded stays right."""
+        count = ctypes.c_int64.from_address(int(self._st[native.AT_INVALIDATIONS]))
+        known = count.value == self._st[native.INVALIDATIONS]
+        self._uc.ctl_remove_cache(pc, pc + 4 * n)
+        if known:
+            self._st[native.INVALIDATIONS] = count.value
 
     def _outcome(self, why: int) -> Stop | None:
         """What `run` returns after a slice that ended like this; None to go on."""

@@ -25,7 +25,8 @@ N_PAGES = 32
 
 # Index of each word of the state.
 (
-    SLACK,  # instructions that may still be charged before the slow path must look
+    SLACK,  # instructions that may still be charged before the slow path must look; every block lowers it
+    SLACK_BASE,  # what SLACK was when the lanes were last right: the difference has retired at the current level
     BLOCK,  # address of the block in progress
     BLOCK_N,  # its instructions; 0 when none is in progress
     FALL,  # where the last block's conditional branch falls through, or NOWHERE
@@ -36,6 +37,9 @@ N_PAGES = 32
     IRQ,
     REQUEST,
     DETAIL,
+    ILLEGAL_SPSR,  # an ERET would be illegal: every block must look whether one was
+    ACC_A,  # packed detail counts since the lanes were last right: LD, ST, BR, PC_WRITE, 16 bits each
+    ACC_B,  # BR_IMMED, BR_RETURN
     UNTIL,  # address at which Unicorn imitates WFI during an exact run
     DEADLINE,  # monotonic nanoseconds
     STREAK,  # exceptions since an instruction retired
@@ -56,6 +60,7 @@ N_PAGES = 32
     IN_MMIO,
     SCRATCH,
     SCRATCH2,
+    SELF,  # address of the state
     UC,
     CPU,
     ENV,
@@ -70,6 +75,8 @@ N_PAGES = 32
     AT_IO_PC,
     AT_TTBR0,
     AT_TTBR1,
+    AT_INVALIDATIONS,
+    INVALIDATIONS,  # translations dropped when the decode cache was last known to be right
     AT_WORDS,  # room for the words of a block
     AT_ROWS,  # the decode cache
     AT_ACTIONS,
@@ -86,10 +93,10 @@ N_PAGES = 32
     FN_TLB_FLUSH,
     FN_CLOCK,
     FN_SYSREG,
-) = range(61)
-ACC_A = 61  # packed detail counts of EL0 and EL1 since the last slow path: LD, ST, BR, PC_WRITE, 16 bits each
-ACC_B = 63  # BR_IMMED, BR_RETURN
-COUNT = 65  # [2][N_LANES]
+    FN_SLOW_BLOCK,
+    FN_FILL_ROW,
+) = range(70)
+COUNT = 70  # [2][N_LANES]
 WATCH = COUNT + 2 * N_LANES  # [N_WATCHES][3]: lanes, els, target
 PAGES = WATCH + 3 * N_WATCHES  # [N_PAGES] physical pages whose code changed
 COPY = PAGES + N_PAGES  # [2][N_LANES] lanes exact at the PC, for Python to read
@@ -130,13 +137,22 @@ CNTKCTL_EL1 = 3 << 14 | 14 << 7 | 1 << 3
 
 
 @compiled
-def spill(st: Any) -> None:
-    """Move the packed counts to the lanes."""
-    for el in range(2):
-        a, b, at = st[ACC_A + el], st[ACC_B + el], COUNT + el * N_LANES
-        add_packed(st, at, a, b, 1)
-        st[ACC_A + el] = 0
-        st[ACC_B + el] = 0
+def spill(st: Any, el: int) -> None:
+    """Bring the lanes up to what has been charged; all of it was at this level."""
+    at = COUNT + el * N_LANES
+    st[at + INST] += st[SLACK_BASE] - st[SLACK]
+    st[SLACK_BASE] = st[SLACK]
+    if st[DETAIL] != 0:
+        add_packed(st, at, st[ACC_A], st[ACC_B], 1)
+        st[ACC_A] = 0
+        st[ACC_B] = 0
+
+
+@compiled
+def look_soon(st: Any) -> None:
+    """Send the next block the slow way."""
+    st[SLACK_BASE] -= st[SLACK] + 1
+    st[SLACK] = -1
 
 
 @compiled
@@ -194,7 +210,7 @@ def interrupt_block(st: Any, pc: int, el: int) -> None:
 
 @compiled
 def total(st: Any) -> int:
-    return st[COUNT + INST] + st[COUNT + N_LANES + INST]
+    return st[COUNT + INST] + st[COUNT + N_LANES + INST] + st[SLACK_BASE] - st[SLACK]
 
 
 @compiled
@@ -258,7 +274,7 @@ def room(st: Any, address: int, n: int, el: int) -> int:
 def new_slack(st: Any) -> int:
     """How many instructions can surely be charged without reaching the limit or a watch."""
     slack = min(HEARTBEAT, st[LIMIT] - total(st))
-    if st[IRQ] != 0 or st[REQUEST] != 0:
+    if st[IRQ] | st[REQUEST] | st[ILLEGAL_SPSR] != 0:
         slack = 0
     pending = 1 if st[FALL] != NOWHERE else 0
     for i in range(st[N_WATCH]):
@@ -267,6 +283,21 @@ def new_slack(st: Any) -> int:
 
 
 # --- blocks ---------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def new_tags(st: Any, ttbr0: int, ttbr1: int) -> None:
+    """The identity of what the guest's tables say; after a change of table, ASID or generation it is another."""
+    st[TAG_HIGH] = (((ttbr1 & 0xFFFF_FFFF_FFFF) ^ st[GENERATION] << 48) * 0x1E3779B97F4A7C15) & ~0xFFF
+    st[TAG_LOW] = ((st[TAG_HIGH] ^ ttbr0 ^ (ttbr1 >> 48 << 12)) * 0x1F58476D1CE4E5B9) & ~0xFFF
+
+
+@compiled
+def new_generation(st: Any) -> None:
+    """What an address holds, or where it leads, may have changed."""
+    st[GENERATION] += 1
+    st[INVALIDATIONS] = load64(st[AT_INVALIDATIONS])
+    new_tags(st, load64(st[AT_TTBR0]), load64(st[AT_TTBR1]))
 
 
 @compiled
@@ -286,18 +317,30 @@ def fill_row(st: Any, row: int, address: int, tag: int, n: int) -> None:
 
 
 @compiled
-def charge_detail(st: Any, address: int, n: int, el: int) -> None:
+def charge_detail(st: Any, address: int, n: int) -> None:
     """Charge a block's decoded lanes, from the decode cache's row if that holds this block."""
     fall = st[FALL]
+    if load64(st[AT_INVALIDATIONS]) != st[INVALIDATIONS]:
+        call(st[FN_FILL_ROW], st[SELF], 0, 0, 0, 0)
     # No `if`: it would be as unpredictable to the host as the guest's branch was.
     taken = types.int64(fall != NOWHERE) & types.int64(fall != address)
     row = st[AT_ROWS] + ((address >> 2) & (ROWS - 1)) * (ROW_WORDS * 8)
     tag = (st[TAG_HIGH] if address < 0 else st[TAG_LOW]) ^ n
     if load64(row) != address or load64(row + 8) != tag:
-        fill_row(st, row, address, tag, n)
-    st[ACC_A + el] += load64(row + 16) + taken * A_PC
-    st[ACC_B + el] += load64(row + 24)
+        call(st[FN_FILL_ROW], st[SELF], row, address, tag, n)
+    st[ACC_A] += load64(row + 16) + taken * A_PC
+    st[ACC_B] += load64(row + 24)
     st[FALL] = load64(row + 32)
+
+
+@callback(types.void, types.voidptr, types.int64, types.int64, types.int64, types.int64)
+def on_row_miss(data: Any, row: int, address: int, tag: int, n: int) -> None:
+    """Called by `charge_detail`, through a pointer: its own code stays short."""
+    st = carray(data, (STATE_WORDS,), np.int64)
+    if row == 0:
+        new_generation(st)
+    else:
+        fill_row(st, row, address, tag, n)
 
 
 @compiled
@@ -309,17 +352,19 @@ def stop(st: Any, why: int) -> None:
 @compiled
 def now_ns(st: Any) -> int:
     """CLOCK_MONOTONIC, for the length of a slice only: nothing that a guest sees depends on it."""
-    at = st.ctypes.data + 8 * SCRATCH
+    at = st[SELF] + 8 * SCRATCH
     call(st[FN_CLOCK], 1, at, 0, 0, 0)
     return st[SCRATCH] * 1_000_000_000 + st[SCRATCH2]
 
 
-@compiled
-def slow_block(st: Any, address: int, n: int, pstate: int) -> None:
+@callback(types.void, types.voidptr, types.int64, types.int64)
+def on_slow_block(data: Any, address: int, n: int) -> None:
     """The careful way past a block boundary: stop here, or charge the block and compute a new slack."""
+    st = carray(data, (STATE_WORDS,), np.int64)
+    pstate = load32(st[AT_PSTATE])
     el = (pstate >> 2) & 1
     st[BLOCK], st[BLOCK_N] = address, 0
-    spill(st)
+    spill(st, el)
     settle(st, address, el)
     if address & 3 != 0 or pstate & PSTATE_IL != 0 or st[REQUEST] != 0:
         stop(st, WHY_LOOK)
@@ -338,9 +383,10 @@ def slow_block(st: Any, address: int, n: int, pstate: int) -> None:
     st[BLOCK_N] = n
     st[COUNT + el * N_LANES + INST] += n
     if st[DETAIL] != 0:
-        charge_detail(st, address, n, el)
-        spill(st)
+        charge_detail(st, address, n)
+        spill(st, el)
     st[SLACK] = new_slack(st)
+    st[SLACK_BASE] = st[SLACK]
 
 
 @callback(types.void, types.int64, types.int64, types.uint32, types.voidptr)
@@ -349,17 +395,14 @@ def on_block(uc: int, address: int, size: int, data: Any) -> None:
     st = carray(data, (STATE_WORDS,), np.int64)
     n = types.int64(size >> 2)
     slack = st[SLACK] - n
-    pstate = load32(st[AT_PSTATE])
-    if slack < 0 or (address & 3) | (pstate & PSTATE_IL) != 0:
-        slow_block(st, address, n, pstate)
+    if slack < 0 or address & 3 != 0:
+        call(st[FN_SLOW_BLOCK], st[SELF], address, n, 0, 0)
         return
-    el = (pstate >> 2) & 1
     st[SLACK] = slack
     st[BLOCK] = address
     st[BLOCK_N] = n
-    st[COUNT + el * N_LANES + INST] += n
     if st[DETAIL] != 0:
-        charge_detail(st, address, n, el)
+        charge_detail(st, address, n)
 
 
 # --- exceptions -----------------------------------------------------------------------------------------------------
@@ -376,13 +419,16 @@ def is_exit(st: Any, pc: int) -> bool:
 @compiled
 def enter_exception(st: Any, number: int, el: int) -> None:
     """Take the pending exception to EL1 and see to it that the run comes back to Python regularly."""
+    spill(st, el)
     st[COUNT + el * N_LANES + EXC_TAKEN] += 1
+    st[ILLEGAL_SPSR] = 0
     store32(st[AT_EXCEPTION], number)
     store32(st[AT_TARGET_EL], 1)
     st[IN_ENTRY] = 1
     call(st[FN_INTERRUPT], st[CPU], 0, 0, 0, 0)
     st[IN_ENTRY] = 0
-    st[SLACK] = min(st[SLACK], 0)
+    if st[N_WATCH] != 0:
+        look_soon(st)
     now = total(st)
     st[STREAK] = st[STREAK] + 1 if now == st[STREAK_TOTAL] else 0
     st[STREAK_TOTAL] = now
@@ -431,8 +477,11 @@ def on_el_change(cpu: int, data: Any) -> None:
     """Called by Unicorn's core before an exception entry and before an ERET changes the level."""
     st = carray(data, (STATE_WORDS,), np.int64)
     if st[IN_ENTRY] == 0:
-        st[COUNT + current_el(st) * N_LANES + EXC_RETURN] += 1
-        st[SLACK] = min(st[SLACK], 0)
+        el = current_el(st)
+        spill(st, el)
+        st[COUNT + el * N_LANES + EXC_RETURN] += 1
+        if st[N_WATCH] != 0:
+            look_soon(st)
 
 
 @callback(types.void, types.int64, types.voidptr)
@@ -458,26 +507,13 @@ def on_unmapped(uc: int, access: int, address: int, size: int, value: int, data:
 
 
 @compiled
-def new_tags(st: Any, ttbr0: int, ttbr1: int) -> None:
-    """The identity of what the guest's tables say; after a change of table, ASID or generation it is another."""
-    st[TAG_HIGH] = (((ttbr1 & 0xFFFF_FFFF_FFFF) ^ st[GENERATION] << 48) * 0x1E3779B97F4A7C15) & ~0xFFF
-    st[TAG_LOW] = ((st[TAG_HIGH] ^ ttbr0 ^ (ttbr1 >> 48 << 12)) * 0x1F58476D1CE4E5B9) & ~0xFFF
-
-
-@compiled
-def new_generation(st: Any) -> None:
-    st[GENERATION] += 1
-    new_tags(st, load64(st[AT_TTBR0]), load64(st[AT_TTBR1]))
-
-
-@compiled
 def code_changed(st: Any, key: int, address: int) -> None:
     """The guest cleaned instruction caches for all CPUs: remember which page, or all."""
     st[CODE_CHANGED] = 1
     if (key >> 11) & 7 != 3:  # IC IALLUIS
         st[CODE_ALL] = 1
         return
-    at = st.ctypes.data + 8 * SCRATCH
+    at = st[SELF] + 8 * SCRATCH
     if call(st[FN_VMEM_TRANSLATE], st[UC], address, 1, at, 0) & 0xFFFFFFFF != 0:
         return  # the instruction itself will fault
     page, n = st[SCRATCH] & ~0xFFF, st[N_CODE_PAGES]
@@ -511,21 +547,27 @@ def before_write(st: Any, key: int, cp: int, value: int) -> bool:
         return False
     if special == SPECIAL_SPSR:
         # There is no AArch32 here: a return to any of its modes has to be illegal, which an unallocated mode is.
+        mode = value & 0x1F
+        st[ILLEGAL_SPSR] = types.int64(value & PSTATE_IL != 0 or (mode != 0 and mode != 4 and mode != 5))
+        if st[ILLEGAL_SPSR] != 0:
+            look_soon(st)
         if value & 0x10 == 0:
             return False
         write_register(st, cp, (value & 0xFFFFFFFF & ~0xF) | 4)
         return True
-    new_generation(st)
     if special == SPECIAL_TLBI:
+        new_generation(st)
         if (key >> 3) & 15 == 3:  # inner shareable
             st[TLB_CHANGED] = 1
     elif special == SPECIAL_IC:
         if (key >> 3) & 15 == 5 and (key >> 11) & 7 == 0:  # IC IALLU is for this CPU alone
             st[REQUEST] |= 2
-            st[SLACK] = -1
+            look_soon(st)
         else:
             code_changed(st, key, value)
-    elif special == SPECIAL_SCTLR and value & ~SCTLR_MASK != 0:
+    else:
+        new_generation(st)
+    if special == SPECIAL_SCTLR and value & ~SCTLR_MASK != 0:
         write_register(st, cp, value & SCTLR_MASK)
         call(st[FN_TLB_FLUSH], st[CPU], 0, 0, 0, 0)
         return True
@@ -658,8 +700,8 @@ def on_counts(data: Any) -> None:
     that `engine` reads, so that the block can go on.
     """
     st = carray(data, (STATE_WORDS,), np.int64)
-    spill(st)
     pc, el = load64(st[AT_PC]), current_el(st)
+    spill(st, el)
     for i in range(N_LANES):
         st[COPY + i] = st[COUNT + i]
         st[COPY + N_LANES + i] = st[COUNT + N_LANES + i]
