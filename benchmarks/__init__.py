@@ -1,0 +1,1 @@
+"""What pmuvisor's speed is, measured: `python -m benchmarks`, or `make bench`."""

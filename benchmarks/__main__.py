@@ -1,0 +1,64 @@
+"""Measure pmuvisor's speed and print one table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks import access, compute, linux, overflow, report
+from benchmarks.figures import Benchmark, Options, Section
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "compute": compute.measure,
+    "linux": linux.measure,
+    "access": access.measure,
+    "overflow": overflow.measure,
+}
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return value
+
+
+def _rounds(text: str) -> int:
+    if not text.isdecimal() or not text.isascii() or not 1 <= int(text[:6]) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 1 to 1000")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", metavar="NAME", action="append", choices=BENCHMARKS, help="one of: %(choices)s")
+    parser.add_argument("--rounds", metavar="N", type=_rounds, default=3, help="repeat each N times (default: 3)")
+    parser.add_argument("--scale", metavar="F", type=_positive, default=1.0, help="do F times the work (default: 1)")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to FILE too")
+    return parser
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    arguments = _parser().parse_args()
+    options = Options(arguments.rounds, arguments.scale)
+    about = report.machine()
+    sections: list[Section] = []
+    for name, measure in BENCHMARKS.items():
+        if arguments.only is None or name in arguments.only:
+            print(f"measuring: {name}", file=sys.stderr)
+            sections.append(measure(options))
+    report.show(sections, about, options, sys.stdout)
+    if arguments.json is not None:
+        told = {"machine": about, "rounds": options.rounds, "scale": options.scale}
+        told |= {"benchmarks": {section.name: section.as_json() for section in sections}}
+        arguments.json.write_text(json.dumps(told, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
