@@ -7,6 +7,7 @@ order: same inputs, same bytes out. Not here: what a register access means (kvm/
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -28,7 +29,9 @@ NS_PER_TICK = 1_000_000_000 // memmap.COUNTER_HZ
 SLICE = 50_000
 """Instructions that a vCPU runs before the next one's turn, where there are several."""
 LONG_SLICE = 5_000_000
-"""The same where only one can run: how long the user's Ctrl-C and the timeout may have to wait."""
+"""The same where only one can run."""
+ALARM_PERIOD = 0.02
+"""Seconds between two looks at whether the run is to end in the middle of a slice."""
 KVM_PMUVER_LIMIT = sysreg.PMUV3P5
 """The highest ID_AA64DFR0_EL1.PMUVer that KVM shows to a guest (kvm_arm_pmu_get_pmuver_limit)."""
 DFR0_DEBUG = 0x10305006
@@ -72,7 +75,7 @@ class Config:
         wanted = max(n - 2, min(n, 1)) if self.counters is None else self.counters
         lowest = 0 if self.core.hpmn0 else 1
         if not lowest <= wanted <= n:
-            raise CountError(f"{wanted} event counters: core {self.core.name} can give a guest {lowest} to {n}")
+            raise CountError(f"counters {wanted}: core {self.core.name} can give a guest {lowest} to {n}")
         return wanted
 
 
@@ -213,26 +216,44 @@ class Machine:
         `poll` is called between slices, to give input to `uart`; it says whether more can come.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        while True:
-            if self.interrupted:
-                return Outcome(Status.EXIT, "interrupted", self._cpus[0].engine.dump())
-            if end is not None and time.monotonic() >= end:
-                return Outcome(Status.TIMEOUT, f"not over after {timeout:g} s", self._busiest().engine.dump())
-            more_input = poll() if poll is not None else False
-            outcome = self._round(more_input)
-            if outcome is not None:
-                return outcome
+        over = threading.Event()
+        alarm = threading.Thread(target=self._alarm, args=(end, over), name="alarm", daemon=True)
+        alarm.start()
+        try:
+            while not self._is_to_end(end):
+                outcome = self._round(end, poll() if poll is not None else False)
+                if outcome is not None:
+                    return outcome
+        finally:
+            over.set()
+            alarm.join()
+        if self.interrupted:
+            return Outcome(Status.EXIT, "interrupted", self._busiest().engine.dump())
+        return Outcome(Status.TIMEOUT, f"not over after {timeout:g} s", self._busiest().engine.dump())
+
+    def _is_to_end(self, end: float | None) -> bool:
+        return self.interrupted or (end is not None and time.monotonic() >= end)
+
+    def _alarm(self, end: float | None, over: threading.Event) -> None:
+        """Cut slices short once the run is to end: of a guest that exits at every instruction, one can take a minute.
+
+        This asks again and again, since a request from another thread may be lost between two of the engine's own.
+        """
+        while not over.wait(ALARM_PERIOD):
+            if self._is_to_end(end):
+                for cpu in self._cpus:
+                    cpu.engine.request_stop()
 
     def _busiest(self) -> _Cpu:
         return next((cpu for cpu in self._cpus if cpu.on and not cpu.waiting), self._cpus[0])
 
-    def _round(self, more_input: bool) -> Outcome | None:
+    def _round(self, end: float | None, more_input: bool) -> Outcome | None:
         """Give every vCPU that can run one slice; where none can, let time pass."""
         self._drive_timers()
         runnable = [cpu for cpu in self._cpus if cpu.on and not self._still_waiting(cpu)]
         for cpu in runnable:
             outcome = self._slice(cpu, SLICE if len(runnable) > 1 else LONG_SLICE)
-            if outcome is not None:
+            if outcome is not None or self._is_to_end(end):
                 return outcome
         return None if runnable else self._idle(more_input)
 
@@ -446,4 +467,3 @@ _KIND = {
     door.TRAPPED_UNDEFINED: "trapped",
     door.TO_EL1: "undefined",
 }
-
