@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from pmuvisor import __version__
 
-EXIT_INTERRUPTED = 130
+EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NO_READER = 2, 130, 141
 _UNITS = {"K": 10, "M": 20, "G": 30}
 MIN_MEMORY = 1 << 20
 MAX_MEMORY = 64 << 30
@@ -41,8 +41,14 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of seconds above 0, such as 0.5 or 60")
     return value
+
+
+def _file(text: str) -> str:
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the name of a file")
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pmuvisor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands.add_parser("run", help="run a guest", description=_RUN))
+    _add_run(commands.add_parser("run", help="run a guest", description=_RUN, epilog=_RUN_MORE))
     guest = commands.add_parser("guest", help="get guests", description="Get guests that do not come with pmuvisor.")
     actions = guest.add_subparsers(dest="action", required=True, metavar="ACTION")
     fetch = actions.add_parser(
@@ -64,8 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _RUN = """Run a guest on a machine with the addresses of QEMU's virt board. The guest's console is shown as it comes,
-then a table of what virtualizing its PMU cost. Exit status: 0 the guest powered off or asked for a reset, 1 it hung or
-the time was over, 2 bad input, 130 interrupted."""
+then a table of what virtualizing its PMU cost."""
+_RUN_MORE = """Exit status: 0 the guest powered off or asked for a reset, 1 it hung, its kernel panicked or the time was
+over, 2 bad input, 130 interrupted by Ctrl-C (with the table and the JSON file all the same)."""
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
@@ -76,13 +83,18 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         "--counters", metavar="K", type=_number(0, 31), help="event counters of the guest (default: all but two)"
     )
     run.add_argument("--core", metavar="NAME", default="max", help="the core whose PMU is modelled (default: max)")
-    run.add_argument("--kernel", metavar="FILE", type=Path, help="boot this kernel instead of GUEST's own")
-    run.add_argument("--initrd", metavar="FILE", type=Path, help="initial RAM disk instead of GUEST's own")
+    run.add_argument("--kernel", metavar="FILE", type=_file, help="boot linux with this kernel, not the fetched one")
+    run.add_argument("--initrd", metavar="FILE", type=_file, help="initial RAM disk instead of GUEST's own")
     run.add_argument("--append", metavar="WORDS", default="", help="more words for the kernel command line")
     run.add_argument("--memory", metavar="SIZE", type=_memory, default=256 << 20, help="RAM (default: 256M)")
     run.add_argument("--smp", metavar="N", type=_number(1, MAX_VCPUS), default=1, help="vCPUs, 1 to 8 (default: 1)")
     run.add_argument("--timeout", metavar="S", type=_seconds, help="end the run after S seconds (default: never)")
-    run.add_argument("--json", metavar="FILE", type=Path, help="write the result to FILE as JSON, - for the output")
+    run.add_argument(
+        "--json",
+        metavar="FILE",
+        type=_file,
+        help="write the result as JSON; FILE -: to stdout, and the rest to stderr",
+    )
     run.set_defaults(handler=_run)
 
 
@@ -102,25 +114,40 @@ def _fetch(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    arguments = _parser().parse_args(argv)
+    if sys.stdout is None:  # started with none open
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
     try:
+        arguments = _parser().parse_args(argv)
         status: int = arguments.handler(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
-        return EXIT_INTERRUPTED
+        # What is still buffered has no reader either: the interpreter's own flush at its end must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_NO_READER
     except Exception as error:
-        from pmuvisor.arch.cores import CoreError
-        from pmuvisor.board.images import ImageError
-        from pmuvisor.board.machine import CountError
-        from pmuvisor.lab.guests import GuestError
-
-        if isinstance(error, CoreError | CountError | GuestError | ImageError | OSError):
-            print(f"pmuvisor: {error}", file=sys.stderr)
-            return 2
-        raise
+        line = _one_line(error)
+        if line is None:
+            raise
+        print(f"pmuvisor: {line}", file=sys.stderr)
+        return EXIT_BAD_INPUT
     return status
+
+
+def _one_line(error: Exception) -> str | None:
+    """Return what to tell the user of an error that is not ours, but the input's or the environment's."""
+    if isinstance(error, OSError):
+        return f"{error.filename or 'output'}: {error.strerror or error}"
+    from pmuvisor.arch.cores import CoreError
+    from pmuvisor.board.cpustate import UnsupportedUnicorn
+    from pmuvisor.board.images import ImageError
+    from pmuvisor.board.machine import CountError
+    from pmuvisor.lab.guests import GuestError
+    from pmuvisor.lab.run import RequestError
+
+    known = isinstance(error, CoreError | CountError | GuestError | ImageError | RequestError | UnsupportedUnicorn)
+    return str(error) if known else None
 
 
 if __name__ == "__main__":

@@ -1,75 +1,102 @@
-"""What a run cost, as a table for people."""
+"""What a run cost, as tables for people: plain text of at most 80 columns, the same on a terminal and in a file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TextIO
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from pmuvisor.board.machine import Status
 from pmuvisor.lab.run import Result
 
 _EXITS = {
-    "exits.pmu": "PMU register traps",
-    "exits.irq": "PMU overflow (host interrupt)",
+    "exits.pmu": "trapped PMU accesses",
+    "exits.irq": "PMU overflows (host interrupt)",
     "exits.mmio": "device accesses (MMIO)",
     "exits.sgi": "inter-processor interrupts sent",
     "exits.wfi": "waits for an interrupt (WFI)",
     "exits.hvc": "hypercalls (PSCI)",
 }
+_REST = {
+    "loads": "vCPU loads",
+    "puts": "vCPU puts",
+    "registers_swapped": "PMU registers swapped by loads and puts",
+    "overflows": "overflows of the guest's counters",
+    "interrupts_injected": "PMU interrupts injected",
+}
 _KINDS = ("direct", "trapped", "undefined")
+_Row = tuple[str, ...]
 
 
 def show(result: Result, file: TextIO) -> None:
-    """Print how the run ended, the PMU accesses by register, and the rest of the bill."""
-    console = Console(file=file, highlight=False, width=None if file.isatty() else 80)
+    """Print how the run ended, in one line, and where it hung its registers; then the bill."""
     if result.registers and result.status in (Status.HUNG, Status.TIMEOUT):
-        console.print(result.registers, markup=False)
-    fgt = "fine-grained traps" if result.fgt else "no fine-grained traps"
-    console.print(
-        f"{result.guest}: {result.status}: {result.reason}\n"
-        f"{result.design} ({fgt}), core {result.core}, {result.vcpus} vCPU, "
-        f"{result.counters} event counters for the guest",
-        markup=False,
+        print(result.registers, file=file)
+    print(_printable(f"{result.guest}: {result.status}: {result.reason}", file.encoding or "utf-8"), file=file)
+    print(_setting(result), file=file)
+    for table in (_accesses(result.ledger), _costs(result), _time(result)):
+        print(file=file)
+        for line in table:
+            print(line, file=file)
+
+
+def _printable(line: str, encoding: str) -> str:
+    """A file's name, and a panic in the guest's words, may hold anything: none of it may drive the terminal."""
+    line = "".join(c if c.isprintable() else "?" for c in line)
+    return line.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _setting(result: Result) -> str:
+    traps = "with" if result.fgt else "without"
+    return (
+        f"{result.design} {traps} fine-grained traps, core {result.core}, {_count(result.vcpus, 'vCPU')}, "
+        f"{_count(result.counters, 'event counter')}"
     )
-    console.print(_accesses(result.ledger))
-    console.print(_costs(result))
 
 
-def _accesses(ledger: dict[str, int]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="Guest accesses to PMU registers", title_justify="left")
-    table.add_column("register")
-    for kind in _KINDS:
-        table.add_column(kind, justify="right")
-    names = sorted({name.split(".", 1)[1] for name in ledger if name.startswith(_KINDS)})
-    for name in names:
-        table.add_row(name, *(_number(ledger.get(f"{kind}.{name}", 0)) for kind in _KINDS))
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _accesses(ledger: dict[str, int]) -> Iterable[str]:
     totals = [sum(n for name, n in ledger.items() if name.startswith(f"{kind}.")) for kind in _KINDS]
-    table.add_section()
-    table.add_row("all", *(f"{n:,}" for n in totals))
-    return table
+    if not any(totals):
+        return ["The guest did not access its PMU."]
+    names = sorted({name.split(".", 1)[1] for name in ledger if name.split(".", 1)[0] in _KINDS})
+    rows = [(name, *(_number(ledger.get(f"{kind}.{name}", 0)) for kind in _KINDS)) for name in names]
+    return _table(("guest accesses to", *_KINDS), [*rows, ("all PMU registers", *map(_number, totals))])
 
 
-def _costs(result: Result) -> Table:
+def _costs(result: Result) -> Iterable[str]:
     ledger = result.ledger
-    table = Table(box=box.SIMPLE_HEAD, title="What it cost", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_row("exits to the host", f"{ledger['exits']:,}")
-    for name, words in _EXITS.items():
-        table.add_row(f"  {words}", f"{ledger[name]:,}")
-    table.add_row("vCPU loads / puts", f"{ledger['loads']:,} / {ledger['puts']:,}")
-    table.add_row("PMU registers swapped by them", f"{ledger['registers_swapped']:,}")
-    table.add_row("counter overflows of the guest", f"{ledger['overflows']:,}")
-    table.add_row("PMU interrupts injected", f"{ledger['interrupts_injected']:,}")
-    table.add_section()
-    table.add_row("guest instructions", f"{result.instructions:,}")
-    table.add_row("virtual time (model: 1 ns an instruction)", f"{result.virtual_seconds:.3f} s")
-    table.add_row("wall time", f"{result.wall_seconds:.2f} s")
-    table.add_row("speed", f"{result.mips:.0f} MIPS")
-    return table
+    rows = [("exits to the host", ledger["exits"])]
+    rows += [(f"  {words}", ledger[name]) for name, words in _EXITS.items()]
+    rows += [(words, ledger[name]) for name, words in _REST.items()]
+    millions = result.instructions / 1e6
+    cells = [(words, _number(n), f"{n / millions:,.2f}" if n and millions else "-") for words, n in rows]
+    return _table(("what it cost", "count", "per M instructions"), cells)
+
+
+def _time(result: Result) -> Iterable[str]:
+    rows = [
+        ("instructions executed", f"{result.instructions:,}"),
+        ("guest's time (model: 1 ns an instruction, and idle)", f"{result.virtual_seconds:.3f} s"),
+        ("wall time", f"{result.wall_seconds:.2f} s"),
+        ("speed", f"{result.mips:.0f} MIPS"),
+    ]
+    return _table(("the run", ""), rows)
+
+
+def _table(head: _Row, rows: Sequence[_Row]) -> list[str]:
+    """Lay out columns: the first to the left, the others to the right, a rule below the head."""
+    cells = [head, *rows]
+    widths = [max(9, *(len(row[i]) for row in cells)) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in cells
+    ]
+    return [lines[0].rstrip(), "-" * len(lines[0]), *lines[1:]]
 
 
 def _number(n: int) -> str:

@@ -16,9 +16,16 @@ from pmuvisor.board.images import Image, ImageKind, load_image, load_initrd, pla
 from pmuvisor.board.machine import Config, Machine, Outcome, Status
 from pmuvisor.lab import guests
 
-DESIGNS = ("partitioned",)
 LINUX_BOOTARGS = "console=ttyAMA0 earlycon=pl011,0x9000000 panic=-1"
 """What a Linux guest is booted with before the user's own words; panic=-1 makes a panic a reset."""
+CONSOLE_LIMIT = 4 << 20
+"""Bytes of the guest's console, from its end, that a result keeps: a guest can print for ever."""
+SHOW_AT = 4096
+"""Bytes of console that are shown before the end of a slice."""
+
+
+class RequestError(ValueError):
+    """A run that cannot be made as asked for: one line that names the field and what was expected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +61,13 @@ class Result:
     vcpus: int
     status: Status
     reason: str
+    panic: str
+    """What a Linux guest said when it panicked, if it did."""
     registers: str
     console: str
+    """What the guest printed: the last `CONSOLE_LIMIT` bytes of it."""
+    console_dropped: int
+    """Bytes that it printed before those."""
     instructions: int
     virtual_seconds: float
     wall_seconds: float
@@ -81,10 +93,47 @@ class _Guest:
     bootargs: str
 
 
-def prepare(request: Request) -> tuple[Machine, list[bytes]]:
-    """Return a machine with the guest in it, ready to run, and the list in which its console is collected.
+class Console:
+    """What a guest prints: the last bytes of it are kept, and what is new is given to `show`, if there is one."""
 
-    Raises ImageError, GuestError or CountError, each one line, before anything has been started.
+    def __init__(self, show: Callable[[bytes], None] | None = None) -> None:
+        self.dropped = 0
+        self._kept = bytearray()
+        self._new = bytearray()
+        self._show = show
+
+    def write(self, data: bytes) -> None:
+        """Take what the guest printed."""
+        self._kept += data
+        if len(self._kept) >= 2 * CONSOLE_LIMIT:
+            self._trim()
+        if self._show is not None:
+            self._new += data
+            if len(self._new) >= SHOW_AT:
+                self.flush()
+
+    def flush(self) -> None:
+        """Show what has not been shown yet."""
+        if self._show is not None and self._new:
+            new = bytes(self._new)
+            self._new.clear()
+            self._show(new)
+
+    def text(self) -> str:
+        """Return what is kept, with U+FFFD for what is not UTF-8."""
+        self._trim()
+        return self._kept.decode("utf-8", "replace")
+
+    def _trim(self) -> None:
+        over = max(0, len(self._kept) - CONSOLE_LIMIT)
+        del self._kept[:over]
+        self.dropped += over
+
+
+def prepare(request: Request, output: Callable[[bytes], None]) -> Machine:
+    """Return a machine with the guest in it, ready to run; `output` will be given what the guest prints.
+
+    Raises RequestError, ImageError, GuestError or CountError, each one line, before anything has been started.
     """
     config = request.config()
     config.guest_counters()
@@ -92,14 +141,19 @@ def prepare(request: Request) -> tuple[Machine, list[bytes]]:
     # A device tree's size does not depend on the addresses in it: the first one only says how much room to plan for.
     room = _device_tree(request, guest, (0, 0) if guest.initrd else None)
     layout = plan_layout(guest.image, len(guest.initrd), len(room), memmap.RAM_BASE, request.memory)
-    console: list[bytes] = []
-    machine = Machine(config, console.append)
+    try:
+        machine = Machine(config, output)
+    except (OSError, MemoryError):
+        raise RequestError(f"memory {request.memory >> 20}M: more than this computer can give a guest") from None
     machine.boot(guest.image, layout, _device_tree(request, guest, layout.initrd), guest.initrd)
-    return machine, console
+    return machine
 
 
 def _device_tree(request: Request, guest: _Guest, initrd: tuple[int, int] | None) -> bytes:
-    return virt_device_tree(request.memory, request.vcpus, guest.bootargs, initrd)
+    try:
+        return virt_device_tree(request.memory, request.vcpus, guest.bootargs, initrd)
+    except ValueError as error:
+        raise RequestError(f"append: {error}") from None
 
 
 def _load(request: Request) -> _Guest:
@@ -107,6 +161,8 @@ def _load(request: Request) -> _Guest:
     initrd = b""
     is_linux = request.guest == "linux"
     if request.kernel is not None:
+        if not is_linux:
+            raise RequestError("kernel: it is for the guest linux; to run another file, give that as the guest")
         kernel = request.kernel
     elif is_linux:
         cached = guests.cached_linux()
@@ -135,27 +191,25 @@ def run(
     `show` is given the console as it comes; `poll` may feed input to the machine's `uart` and says whether more can
     come; `started` is given the machine just before it runs, to be able to interrupt it.
     """
-    machine, console = prepare(request)
+    console = Console(show)
+    machine = prepare(request, console.write)
     if started is not None:
         started(machine)
-    shown = 0
 
     def between() -> bool:
-        nonlocal shown
-        if show is not None and shown < len(console):
-            show(b"".join(console[shown:]))
-            shown = len(console)
+        console.flush()
         return poll(machine) if poll is not None else False
 
     begin = time.perf_counter()
     outcome = machine.run(request.timeout, between)
     wall = time.perf_counter() - begin
-    if show is not None:
-        show(b"".join(console[shown:]))
-    return _result(request, machine, outcome, b"".join(console).decode("utf-8", "replace"), wall)
+    console.flush()
+    return _result(request, machine, outcome, console, wall)
 
 
-def _result(request: Request, machine: Machine, outcome: Outcome, console: str, wall: float) -> Result:
+def _result(request: Request, machine: Machine, outcome: Outcome, console: Console, wall: float) -> Result:
+    text = console.text()
+    panic = _panic(text) if outcome.status is not Status.POWEROFF else ""
     return Result(
         guest=request.guest,
         core=request.core.name,
@@ -164,9 +218,11 @@ def _result(request: Request, machine: Machine, outcome: Outcome, console: str, 
         counters=machine.vm.nr_counters,
         vcpus=request.vcpus,
         status=outcome.status,
-        reason=outcome.reason + _panic(console, outcome.status),
+        reason=outcome.reason + (f" ({panic})" if panic else ""),
+        panic=panic,
         registers=outcome.registers,
-        console=console,
+        console=text,
+        console_dropped=console.dropped,
         instructions=machine.instructions(),
         virtual_seconds=machine.now_ns() / 1e9,
         wall_seconds=wall,
@@ -174,9 +230,6 @@ def _result(request: Request, machine: Machine, outcome: Outcome, console: str, 
     )
 
 
-def _panic(console: str, status: Status) -> str:
-    """Return what a Linux guest said when it panicked, if it did."""
+def _panic(console: str) -> str:
     at = console.rfind("Kernel panic - ")
-    if at < 0 or status is Status.POWEROFF:
-        return ""
-    return f" ({console[at:].splitlines()[0].strip()})"
+    return console[at:].splitlines()[0].strip() if at >= 0 else ""

@@ -18,7 +18,7 @@ from typing import TextIO
 from pmuvisor.arch import cores
 from pmuvisor.board.machine import Machine, Status
 from pmuvisor.lab import report
-from pmuvisor.lab.run import Request, Result
+from pmuvisor.lab.run import Request, RequestError, Result
 from pmuvisor.lab.run import run as run_guest
 
 EXIT_STATUS = {Status.POWEROFF: 0, Status.RESET: 0, Status.HUNG: 1, Status.TIMEOUT: 1, Status.EXIT: 130}
@@ -33,47 +33,68 @@ def run(arguments: argparse.Namespace) -> int:
         design=arguments.design,
         fgt=not arguments.no_fgt,
         counters=arguments.counters,
-        kernel=arguments.kernel,
-        initrd=arguments.initrd,
+        kernel=_path(arguments.kernel),
+        initrd=_path(arguments.initrd),
         append=arguments.append,
         memory=arguments.memory,
         vcpus=arguments.smp,
         timeout=arguments.timeout,
     )
-    to_stdout = arguments.json is not None and str(arguments.json) == "-"
+    to_stdout = arguments.json == "-"
+    path = None if to_stdout else _path(arguments.json)
     people = sys.stderr if to_stdout else sys.stdout
-    if arguments.json is not None and not to_stdout:
-        _check_writable(arguments.json)
+    if path is not None:
+        _check_writable(path)
     result = _run(request, people)
+    if path is not None:
+        write_whole(path, json.dumps(result.as_json(), indent=1) + "\n")
     report.show(result, people)
     if to_stdout:
         json.dump(result.as_json(), sys.stdout, indent=1)
         print()
-    elif arguments.json is not None:
-        write_whole(arguments.json, json.dumps(result.as_json(), indent=1) + "\n")
-    return EXIT_STATUS[result.status]
+    return 1 if result.panic else EXIT_STATUS[result.status]
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def _run(request: Request, people: TextIO) -> Result:
+    last = b"\n"
+
     def show(data: bytes) -> None:
+        nonlocal last
         people.buffer.write(data)
         people.buffer.flush()
+        last = data[-1:]
 
     people.flush()
     with _keyboard() as poll, _ctrl_c() as started:
-        return run_guest(request, show, poll, started)
+        result = run_guest(request, show, poll, started)
+    if last != b"\n":
+        print(file=people)
+    return result
 
 
 def _check_writable(path: Path) -> None:
-    """Raise OSError now, rather than after the run, where no file could be written at `path`."""
+    """Raise RequestError now, rather than after the run, where no file could be written at `path`."""
     if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a directory, expected a file to write to")
-    with tempfile.NamedTemporaryFile(dir=path.parent):
-        pass
+        raise RequestError(f"json: {path}: is a directory, expected a file to write to")
+    try:
+        if path.exists() and not path.is_file():
+            return
+        with tempfile.NamedTemporaryFile(dir=path.resolve().parent):
+            pass
+    except OSError as error:
+        raise RequestError(f"json: {path}: cannot be written: {error.strerror}") from None
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file in one step: it is there whole, or as it was."""
+    """Write a file in one step: it is there whole, or as it was. What is no regular file, as a pipe, is written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+        return
+    path = path.resolve()
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(text)
@@ -122,6 +143,9 @@ def _keyboard() -> Iterator[Callable[[Machine], bool]]:
         return
     if not os.isatty(fd):
         yield _feeder(fd)
+        return
+    if os.tcgetpgrp(fd) != os.getpgrp():  # in the background: to touch the terminal would stop this process
+        yield lambda machine: False
         return
     import termios
     import tty
