@@ -137,6 +137,20 @@ def test_detail_can_be_switched_on_between_runs() -> None:
     assert engine.counts()[1, Lane.PC_WRITE] == 50
 
 
+def test_detail_can_be_switched_by_a_register_write() -> None:
+    def on_sysreg(number: int, write: bool, value: int) -> int:
+        engine.detail = bool(value)
+        return 0
+
+    # ldr; msr pmccntr_el0,x1; ldr; ldr; msr pmccntr_el0,xzr; ldr; wfi
+    load, on, off = 0xF94003E2, 0xD51B9D01, 0xD51B9D1F
+    engine = guest(words(load, on, load, load, off, load, WFI), on_sysreg)
+    engine.set_action(key(3, 3, 9, 13, 0), Action.CALL)
+    engine.set_x(1, 1)
+    assert engine.run(100) is Stop.WFI
+    assert engine.counts()[1, Lane.LD] == 2
+
+
 def test_total_in_a_sysreg_callback_counts_what_ran_before_the_access() -> None:
     pmccntr, seen = key(3, 3, 9, 13, 0), []
 

@@ -129,20 +129,26 @@ class _Scratch:
         for i, value in enumerate(magic):
             self.uc.reg_write(uc_const.UC_ARM64_REG_X0 + i, value)
         pattern = struct.pack("<29Q", *magic)
+        # The CPU object is what begins last before its registers; what lies before it in the heap may be near enough.
+        found: list[tuple[int, int, int]] = []
         for i, pointer in enumerate(struct.unpack("<256Q", _peek(self.handle, 2048))):
             window = _peek(pointer, 0x10000) if 0x10000 < pointer < 1 << 47 else b""
-            for found in re.finditer(re.escape(pattern), window):
-                if self._follows(pointer + found.start()):
-                    return 8 * i, pointer, pointer + found.start()
-        raise UnsupportedUnicorn("cannot find the CPU state inside Unicorn")
+            places = (pointer + match.start() for match in re.finditer(re.escape(pattern), window))
+            found += [(pointer, 8 * i, x0) for x0 in places if self._follows(x0)]
+        if not found:
+            raise UnsupportedUnicorn("cannot find the CPU state inside Unicorn")
+        cpu, cpu_at, x0 = max(found)
+        return cpu_at, cpu, x0
 
     def _follows(self, x0: int) -> bool:
         """Whether X0 is there, and not a copy of the pattern that a buffer of this search has left in memory."""
-        for value in (0x5EED_0000_0000_0001, 0x5EED_0000_0000_0002):
-            self.uc.reg_write(uc_const.UC_ARM64_REG_X0, value)
-            if _peek(x0, 8) != struct.pack("<Q", value):
-                return False
-        return True
+        before = int(self.uc.reg_read(uc_const.UC_ARM64_REG_X0))
+        changed = self._sets_x0(x0, before ^ 1)
+        return self._sets_x0(x0, before) and changed
+
+    def _sets_x0(self, x0: int, value: int) -> bool:
+        self.uc.reg_write(uc_const.UC_ARM64_REG_X0, value)
+        return _peek(x0, 8) == struct.pack("<Q", value)
 
     def run(self, *code: int) -> None:
         """Run a few instructions at a fresh address (no stale translation) and stop at the end or at an exception."""

@@ -451,7 +451,10 @@ class Engine:
 
     @property
     def detail(self) -> bool:
-        """Whether the lanes are counted that need decoding: LD, ST, MEM, BR, BR_IMMED, BR_RETURN, PC_WRITE."""
+        """Whether the lanes are counted that need decoding: LD, ST, MEM, BR, BR_IMMED, BR_RETURN, PC_WRITE.
+
+        To be set between runs or in `on_sysreg`; in an MMIO callback the block in progress would be counted wrongly.
+        """
         return bool(self._st[native.DETAIL])
 
     @detail.setter

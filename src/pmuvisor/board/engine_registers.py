@@ -85,11 +85,13 @@ PASS = {
 }
 
 CONST = {
-    "MIDR_EL1": ((3, 0, 0, 0, 0), 0x410F_D083),  # Cortex-A72 r0p3
+    # Implementer 0 is reserved for software: no guest looks for the errata of a real core, or works around them.
+    "MIDR_EL1": ((3, 0, 0, 0, 0), 0xF << 16 | 0x505 << 4),
     "MPIDR_EL1": ((3, 0, 0, 0, 5), 1 << 31),
     "REVIDR_EL1": ((3, 0, 0, 0, 6), 0),
     "AIDR_EL1": ((3, 1, 0, 0, 7), 0),
-    "ID_AA64PFR0_EL1": ((3, 0, 0, 4, 0), 1 << 24 | 0x11),  # GIC system registers; EL1 and EL0 AArch64 only
+    # CSV3 and CSV2: nothing speculates here. GIC system registers. EL1 and EL0 AArch64 only.
+    "ID_AA64PFR0_EL1": ((3, 0, 0, 4, 0), 1 << 60 | 1 << 56 | 1 << 24 | 0x11),
     "ID_AA64DFR0_EL1": ((3, 0, 0, 5, 0), 1 << 28 | (WATCHPOINTS - 1) << 20 | (BREAKPOINTS - 1) << 12 | 6),
     "ID_AA64ISAR0_EL1": ((3, 0, 0, 6, 0), 0x1_1120),  # CRC32, SHA256, SHA1, AES with PMULL
     "ID_AA64MMFR0_EL1": ((3, 0, 0, 7, 0), 0x24),  # 44-bit physical addresses, 16-bit ASIDs, 4K and 64K granules
