@@ -1,5 +1,7 @@
 """Exceptions: entry, return, counts around them, interrupts, and what leaves the guest."""
 
+import random
+
 import pytest
 
 from board.engine_support import Stepper, assemble, guest, needs_assembler, registers, words
@@ -157,6 +159,27 @@ def test_every_exact_stop_around_exceptions_is_where_the_reference_is() -> None:
         engine = guest(code, detail=bool(count & 1))
         assert engine.run(count) is Stop.LIMIT
         assert registers(engine) == states[count - 1]
+
+
+@needs_assembler
+@pytest.mark.parametrize("seed", range(15))
+def test_slices_watches_and_flushes_at_random_change_no_count(seed: int) -> None:
+    code, chooser = assemble(ROUND_TRIP), random.Random(seed)
+    whole, sliced = guest(code, detail=True), guest(code, detail=True)
+    assert whole.run(1 << 40) is Stop.WFI
+    stop = Stop.LIMIT
+    while stop is not Stop.WFI:
+        reached = int(sliced.counts().sum()) // 8
+        watches = [Watch(1 << chooser.randrange(10), chooser.randrange(1, 4), reached + chooser.randrange(50))]
+        sliced.watch(watches * chooser.randrange(3))
+        stop = sliced.run(sliced.total + chooser.randrange(1, 60))
+        if stop is Stop.WATCH:
+            sliced.watch([])
+        chooser.choice((sliced.flush_tlb, sliced.invalidate_code, sliced.dump, sliced.dump))()
+        if stop is Stop.WATCH:
+            stop = sliced.run(sliced.total + chooser.randrange(1, 20))
+    assert (sliced.counts() == whole.counts()).all()
+    assert registers(sliced) == registers(whole)
 
 
 def test_hvc_and_smc_end_the_run_after_the_instruction() -> None:

@@ -9,7 +9,7 @@ This module is not for running anything: see `engine`.
 import ctypes
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -29,25 +29,8 @@ EXCP_HVC, EXCP_SMC = 11, 13
 SYSREG = tuple[int, int, int, int, int]
 """op0, op1, CRn, CRm, op2."""
 
-SPSR_EL1: SYSREG = (3, 0, 4, 0, 0)
 SCR_EL3: SYSREG = (3, 6, 1, 1, 0)
 HCR_EL2: SYSREG = (3, 4, 1, 1, 0)
-
-INTERNAL = (
-    "arm_cpu_do_interrupt",
-    "raise_exception",
-    "cpu_loop_exit_noexc",
-    "cpu_restore_state",
-    "tb_invalidate_phys_range",
-    "tb_flush",
-    "tlb_flush",
-    "arm_rebuild_hflags",
-    "vfp_get_fpscr",
-    "tcg_tb_phys_invalidate_count",
-    "pmu_pre_el_change",
-    "pmu_post_el_change",
-)
-"""Functions of Unicorn's core that the shared library exports and its headers do not name."""
 
 
 class UnsupportedUnicorn(RuntimeError):
@@ -56,7 +39,7 @@ class UnsupportedUnicorn(RuntimeError):
 
 @cache
 def internal(name: str) -> int:
-    """The address of one of the `INTERNAL` functions."""
+    """The address of a function of Unicorn's core that the library exports and its headers do not name."""
     try:
         address = ctypes.cast(getattr(uclib, name + "_aarch64"), ctypes.c_void_p).value
     except AttributeError:
@@ -87,11 +70,6 @@ class Layout:
     pc: int
     pstate: int
     daif: int
-    elr: int
-    spsr: int
-    esr: int
-    far: int
-    vbar: int
     ttbr0: int
     ttbr1: int
     syndrome: int
@@ -287,7 +265,6 @@ def layout() -> Layout:
     pstate, daif = _pstate(s)
     exception, syndrome = _exceptions(s)
     tcg, invalidations = _invalidations(s)
-    spsr = s.offset(lambda: s.uc.cpr_write(*SPSR_EL1, 0x1230), lambda: s.uc.cpr_write(*SPSR_EL1, 0))
     return Layout(
         cpu=s.cpu_at,
         tcg=tcg,
@@ -300,19 +277,9 @@ def layout() -> Layout:
         pc=s.register(uc_const.UC_ARM64_REG_PC),
         pstate=pstate,
         daif=daif,
-        elr=s.register(uc_const.UC_ARM64_REG_ELR_EL1),
-        spsr=spsr,
-        esr=s.register(uc_const.UC_ARM64_REG_ESR_EL1),
-        far=s.register(uc_const.UC_ARM64_REG_FAR_EL1),
-        vbar=s.register(uc_const.UC_ARM64_REG_VBAR_EL1),
         ttbr0=s.register(uc_const.UC_ARM64_REG_TTBR0_EL1),
         ttbr1=s.register(uc_const.UC_ARM64_REG_TTBR1_EL1),
         syndrome=syndrome,
         fault_address=syndrome + 8,
         target_el=syndrome + 16,
     )
-
-
-def addresses(names: Iterable[str]) -> dict[str, int]:
-    """Addresses of internal functions by name."""
-    return {name: internal(name) for name in names}

@@ -268,8 +268,16 @@ class Engine:
                  (UC_HOOK_INSN, native.on_write, uc_const.UC_ARM64_INS_SYS)]  # fmt: skip
         for kind, function, instruction in hooks:
             handle = ctypes.c_size_t()
-            error = uclib.uc_hook_add(self._uc._uch, ctypes.byref(handle), kind, ctypes.c_void_p(function.address),
-                                      data, ctypes.c_uint64(1), ctypes.c_uint64(0), ctypes.c_int(instruction))
+            error = uclib.uc_hook_add(
+                self._uc._uch,
+                ctypes.byref(handle),
+                kind,
+                ctypes.c_void_p(function.address),
+                data,
+                ctypes.c_uint64(1),
+                ctypes.c_uint64(0),
+                ctypes.c_int(instruction),
+            )
             self._check(error, "install a hook")
         for offset, function in ((self._layout.cpu_pre_el_change, native.on_el_change),
                                  (self._layout.cpu_post_el_change, native.on_el_changed)):  # fmt: skip
