@@ -5,7 +5,7 @@ makes it, which is also how an MRS or MSR holds it.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 FLAT_ENTRY = 0x4008_0000
 """Where a flat binary is loaded and entered."""
@@ -66,8 +66,17 @@ def copy(rd: int, rm: int) -> int:
     return 0xAA00_03E0 | rm << 16 | rd
 
 
-def add_register(rd: int, rn: int, rm: int) -> int:
-    return 0x8B00_0000 | rm << 16 | rn << 5 | rd
+def add_register(rd: int, rn: int, rm: int, shift: int = 0) -> int:
+    return 0x8B00_0000 | rm << 16 | shift << 10 | rn << 5 | rd
+
+
+def low_bits(rd: int, rn: int, bits: int) -> int:
+    """AND with a mask of the lowest bits."""
+    return 0x9240_0000 | bits - 1 << 10 | rn << 5 | rd
+
+
+def and_register(rd: int, rn: int, rm: int) -> int:
+    return 0x8A00_0000 | rm << 16 | rn << 5 | rd
 
 
 def sub_register(rd: int, rn: int, rm: int) -> int:
@@ -161,25 +170,44 @@ class Program:
     def psci(self, function: int) -> "Program":
         return self.mov(0, function)(HVC)
 
+    def gic(self, intid: int, cpu: int = 0) -> "Program":
+        """Let this private interrupt through to this CPU, which still has to unmask it."""
+        frame = GICR + cpu * 0x2_0000 + GICR_SGI_FRAME
+        self.store32(GICD, 0x12)  # affinity routing, group 1
+        self.store32(frame - GICR_SGI_FRAME + 0x14, 0)  # GICR_WAKER
+        self.store32(frame + 0x80, 0xFFFF_FFFF)  # GICR_IGROUPR0
+        self.store32(frame + 0x100, 1 << intid)  # GICR_ISENABLER0
+        return self.write(ICC_SRE_EL1, 1)(ISB).write(ICC_PMR_EL1, 0xFF).write(ICC_IGRPEN1_EL1, 1)(ISB)
+
+    def use_vectors(self) -> "Program":
+        return self.adr(9, "vectors")(msr(VBAR_EL1, 9), ISB)
+
     def say(self, text: str) -> "Program":
         self.mov(9, UART)
         for byte in text.encode():
             self(movz(10, byte), strw(10, 9))
         return self
 
-    def vectors(self, handlers: dict[int, Iterable[int]] | None = None, otherwise: Iterable[int] = (UDF,)) -> "Program":
-        """A vector table here, aligned: at each offset its handler's words, at all the others `otherwise`."""
-        self.align(2048)
+    def vectors(self, handlers: Mapping[int, Iterable[int]] | None = None, otherwise: Iterable[int] = (UDF,)) -> "Program":
+        """A vector table, labelled so: at each offset its handler's words, at all the others `otherwise`."""
+        self.align(2048).label("vectors")
         for offset in range(0, 0x800, 0x80):
             self(*(handlers or {}).get(offset, otherwise))
             while self.here % 0x80:
                 self(NOP)
         return self
 
-    def code(self) -> bytes:
+    def address(self, label: str) -> int:
+        return self.base + 4 * self._labels[label]
+
+    def words(self) -> list[int]:
         words = list(self._words)
         for at, label in self._branches:
             words[at] |= self._offset_field(words[at], self._labels[label] - at)
+        return words
+
+    def code(self) -> bytes:
+        words = self.words()
         return struct.pack(f"<{len(words)}I", *words)
 
     @staticmethod

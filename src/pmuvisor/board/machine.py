@@ -30,6 +30,8 @@ SLICE = 50_000
 """Instructions that a vCPU runs before the next one's turn, where there are several."""
 LONG_SLICE = 5_000_000
 """The same where only one can run."""
+EXITS_PER_SLICE = 2_000
+"""Device and register accesses that end a slice early, so that a guest that polls gets its input soon."""
 ALARM_PERIOD = 0.02
 """Seconds between two looks at whether the run is to end in the middle of a slice."""
 KVM_PMUVER_LIMIT = sysreg.PMUV3P5
@@ -122,6 +124,7 @@ class Machine:
         self.interrupted = False
         """Set, from a signal handler too, to end the run."""
         self.idle_ns = 0
+        self._exits_left = 0
         self._cpus = [self._make_cpu(n) for n in range(config.vcpus)]
 
     # ---- building -------------------------------------------------------------------------------------------
@@ -288,6 +291,7 @@ class Machine:
             length = max(1, min(length, ahead // NS_PER_INSTRUCTION))
         engine.clock_base = self.now_ns() // NS_PER_INSTRUCTION - engine.total
         engine.irq_line = self.gic.irq(cpu.number)
+        self._exits_left = EXITS_PER_SLICE
         stop = engine.run(engine.total + length)
         self._spread_invalidations(cpu)
         return self._stopped(cpu, stop)
@@ -300,17 +304,19 @@ class Machine:
             cpu.exits["irq"] += 1
             cpu.pmu.overflowed()
         elif stop is Stop.WFI:
+            cpu.pmu.emulated(cpu.engine.el)
             self._wait(cpu)
         elif stop is Stop.HVC:
             return self._hypercall(cpu)
         elif stop is Stop.SMC:
             cpu.exits["hvc"] += 1
+            cpu.pmu.emulated(cpu.engine.el)
             cpu.engine.set_x(0, (1 << 64) - 1)
         elif stop is Stop.STUCK:
             reason = "takes exceptions for ever without executing an instruction"
             return Outcome(Status.HUNG, f"vCPU {cpu.number} {reason}", cpu.engine.dump())
         elif stop is Stop.FAILED:
-            reason = "cannot be run any further by the CPU engine"
+            reason = f"cannot be run any further: {cpu.engine.failure}"
             return Outcome(Status.HUNG, f"vCPU {cpu.number} {reason}", cpu.engine.dump())
         return None
 
@@ -389,7 +395,7 @@ class Machine:
             if done is None:
                 engine.inject(sysreg.undefined_esr())
             result = done or 0
-        self._lines_changed(cpu)
+        self._exited(cpu)
         return result
 
     def _device_register(self, cpu: _Cpu, key: int, write: bool, value: int) -> int | None:
@@ -411,7 +417,7 @@ class Machine:
         """An access to an emulated device aborts at stage 2: the guest retires nothing."""
         cpu.exits["mmio"] += 1
         cpu.pmu.emulated(cpu.engine.el, lane)
-        self._lines_changed(cpu)
+        self._exited(cpu)
 
     def _drive_timers(self) -> None:
         """Bring the timers' interrupt lines up to now."""
@@ -420,8 +426,11 @@ class Machine:
             self.gic.set_ppi(cpu.number, memmap.VIRT_TIMER_INTID, self.timer.virtual_level(cpu.number, now))
             self.gic.set_ppi(cpu.number, memmap.PHYS_TIMER_INTID, self.timer.physical_level(cpu.number, now))
 
-    def _lines_changed(self, running: _Cpu) -> None:
-        """Give changed interrupt lines to the engines; a turn ends early where another vCPU is woken."""
+    def _exited(self, running: _Cpu) -> None:
+        """Give changed interrupt lines to the engines; a slice ends early where another vCPU is woken."""
+        self._exits_left -= 1
+        if self._exits_left <= 0:
+            running.engine.request_stop()
         for number in self.gic.changed:
             cpu = self._cpus[number]
             line = self.gic.irq(number)

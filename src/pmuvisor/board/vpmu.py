@@ -180,6 +180,8 @@ class VirtualPmu:
     def access(self, el: int, key: int, write: bool, value: int) -> tuple[int, int | None]:
         """Carry out the guest's MRS or MSR of a PMU register at the instruction that the engine is at.
 
+        A direct write takes effect before its own instruction is counted: that which enables a counter is the first to
+        be counted, that which disables it the first not to be. The Arm ARM leaves it open without an ISB.
         Return what was read and None; or the ESR_EL1 of the exception that the instruction takes instead, without the
         number of its general-purpose register, which only the engine knows.
         """
