@@ -207,6 +207,64 @@ def test_code_that_rewrites_itself_runs_as_written() -> None:
 
 
 @needs_assembler
+@pytest.mark.parametrize("clean", ["ic ivau, x1", "ic ialluis"])
+def test_code_rewritten_through_another_address_runs_as_written_once_cleaned(clean: str) -> None:
+    source = f"""
+        adr  x1, 1f
+        mov  x5, #0x40000000
+        add  x1, x1, x5         // the alias at 2 GB
+        ldr  w2, =0x91000400    // add x0,x0,#1
+        ldr  w3, =0x91000800    // add x0,x0,#2
+        mov  x4, #50
+    2:  str  w2, [x1]
+        {clean}
+        isb
+        bl   1f
+        str  w3, [x1]
+        {clean}
+        isb
+        bl   1f
+        subs x4, x4, #1
+        b.ne 2b
+        wfi
+    1:  nop
+        ret
+    """
+    engine = with_tables(assemble(source), {1: RAM_BASE | BLOCK, 2: RAM_BASE | BLOCK})
+    assert engine.run(1 << 30) is Stop.WFI
+    assert engine.get_x(0) == 150
+
+
+@pytest.mark.parametrize("address", [1 << 44, 0xFFFF_8000_0000_0000])
+def test_an_address_that_is_not_physical_is_a_size_fault_without_mmu(address: int) -> None:
+    engine = guest(words(NOP, 0xF9000022, WFI))  # str x2,[x1]
+    engine.ram.write(VECTORS + SYNC_SAME, words(WFI))
+    engine.write_register(*VBAR_EL1, VECTORS)
+    engine.set_x(1, address)
+    assert engine.run(100) is Stop.WFI
+    assert engine.read_register(*ESR_EL1) == 0x25 << 26 | 1 << 25 | 1 << 6
+    assert engine.read_register(*ELR_EL1) == RAM_BASE + 4
+
+
+@pytest.mark.parametrize("physical", [1 << 44, 0x7FFF << 33])
+@pytest.mark.parametrize(("access", "write"), [(0xF9400022, 0), (0xF9000022, 1), (0xA9000822, 1)])
+def test_a_table_that_names_no_physical_address_aborts_the_access(physical: int, access: int, write: int) -> None:
+    code = words(NOP, access, WFI)
+    engine = with_tables(code, {1: RAM_BASE | BLOCK, 3: physical | BLOCK})
+    engine.set_x(1, 0xC000_1000)
+    assert engine.run(100) is Stop.WFI
+    assert engine.read_register(*ESR_EL1) == 0x25 << 26 | 1 << 25 | 1 << 10 | write << 6 | 0x10
+    assert engine.read_register(*ELR_EL1) == RAM_BASE + 4
+    assert engine.total == 2
+
+
+def test_running_code_beyond_the_physical_addresses_survives() -> None:
+    engine = with_tables(words(0xD61F0020), {1: RAM_BASE | BLOCK, 3: 1 << 45 | BLOCK})  # br x1
+    engine.set_x(1, 0xC000_1000)
+    assert engine.run(100) in (Stop.WFI, Stop.STUCK)
+
+
+@needs_assembler
 def test_code_that_rewrites_itself_is_counted_as_it_is_now() -> None:
     source = """
         adr  x1, 1f

@@ -37,6 +37,7 @@ from unicorn import (
     UC_HOOK_BLOCK,
     UC_HOOK_INSN,
     UC_HOOK_INTR,
+    UC_HOOK_MEM_FETCH_PROT,
     UC_HOOK_MEM_INVALID,
     UC_MODE_ARM,
     UC_PROT_ALL,
@@ -50,6 +51,7 @@ from unicorn.unicorn_py3.unicorn import uclib
 from pmuvisor.board import cpustate, engine_dump, native
 from pmuvisor.board import engine_registers as registers
 from pmuvisor.board.engine_registers import Action, key
+from pmuvisor.board.native_memory import CFunction
 
 __all__ = ["Action", "Engine", "EngineFailure", "GuestMemory", "Lane", "MemoryBoundsError", "Stop", "Watch", "key"]
 
@@ -57,6 +59,10 @@ RAM_BASE = 0x4000_0000
 MASK64 = (1 << 64) - 1
 PSTATE_EL1H_MASKED = 0x3C5
 SCTLR_EL1_RESET = 0x00C5_0838
+PHYSICAL_END = 1 << 44
+"""The first address that is not physical: ID_AA64MMFR0_EL1.PARange."""
+TABLE_END = 1 << 48
+"""The first address that a translation table cannot name."""
 PROBE = 0x5EED_0000_1234_5678
 PC_ALIGNMENT_ESR = 0x22 << 26 | 1 << 25
 ILLEGAL_STATE_ESR = 0x0E << 26 | 1 << 25
@@ -194,6 +200,7 @@ class Engine:
         self._map_ram()
         self._uc.ctl_exits_enabled(True)
         self._uc.ctl_set_exits([])
+        self._map_far_addresses()
         self._hook()
         self.start(ram.base)
 
@@ -234,6 +241,9 @@ class Engine:
             native.FN_INTERRUPT: cpustate.internal("arm_cpu_do_interrupt"),
             native.FN_RESTORE: cpustate.internal("cpu_restore_state"),
             native.FN_TLB_FLUSH: cpustate.internal("tlb_flush"),
+            native.FN_DROP_CODE: cpustate.internal("tb_invalidate_phys_range"),
+            native.RAM_BASE: self.ram.base,
+            native.RAM_SIZE: self.ram.size,
             native.FN_REG_WRITE: cpustate.exported("uc_reg_write"),
             native.FN_VMEM_READ: cpustate.exported("uc_vmem_read"),
             native.FN_VMEM_TRANSLATE: cpustate.exported("uc_vmem_translate"),
@@ -261,29 +271,48 @@ class Engine:
     def _hook(self) -> None:
         data = ctypes.c_void_p(self._st.ctypes.data)
         hooks = [(UC_HOOK_BLOCK, native.on_block, 0), (UC_HOOK_INTR, native.on_exception, 0),
-                 (UC_HOOK_MEM_INVALID, native.on_unmapped, 0),
                  (UC_HOOK_INSN, native.on_read, uc_const.UC_ARM64_INS_MRS),
                  (UC_HOOK_INSN, native.on_read, uc_const.UC_ARM64_INS_SYSL),
                  (UC_HOOK_INSN, native.on_write, uc_const.UC_ARM64_INS_MSR),
                  (UC_HOOK_INSN, native.on_write, uc_const.UC_ARM64_INS_SYS)]  # fmt: skip
         for kind, function, instruction in hooks:
-            handle = ctypes.c_size_t()
-            error = uclib.uc_hook_add(
-                self._uc._uch,
-                ctypes.byref(handle),
-                kind,
-                ctypes.c_void_p(function.address),
-                data,
-                ctypes.c_uint64(1),
-                ctypes.c_uint64(0),
-                ctypes.c_int(instruction),
-            )
-            self._check(error, "install a hook")
+            self._add_hook(kind, function, instruction)
+        self._add_hook(UC_HOOK_MEM_INVALID, native.on_unmapped, 0, 0, self.ram.base - 1)
+        self._add_hook(UC_HOOK_MEM_INVALID, native.on_unmapped, 0, self.ram.base + self.ram.size, PHYSICAL_END - 1)
         for offset, function in ((self._layout.cpu_pre_el_change, native.on_el_change),
                                  (self._layout.cpu_post_el_change, native.on_el_changed)):  # fmt: skip
             entry = ctypes.c_uint64.from_address(self._cpu + offset).value
             ctypes.c_uint64.from_address(entry).value = function.address
             ctypes.c_uint64.from_address(entry + 8).value = data.value or 0
+
+    def _add_hook(self, kind: int, function: CFunction, instruction: int, first: int = 1, last: int = 0) -> None:
+        """Install a hook for addresses from `first` to `last`, for all where that is empty."""
+        handle = ctypes.c_size_t()
+        error = uclib.uc_hook_add(
+            self._uc._uch,
+            ctypes.byref(handle),
+            kind,
+            ctypes.c_void_p(function.address),
+            ctypes.c_void_p(self._st.ctypes.data),
+            ctypes.c_uint64(first),
+            ctypes.c_uint64(last),
+            ctypes.c_int(instruction),
+        )
+        self._check(error, "install a hook")
+
+    def _map_far_addresses(self) -> None:
+        """Let accesses beyond the physical addresses, which a guest's tables can name, abort.
+
+        They are made a device, since a hook there would be dear: Unicorn compares a hook's range with the physical
+        address where memory is unmapped, but also with the virtual ones of stores, which go down a slow path if in it.
+        A hook for fetches alone does not.
+        """
+        data = ctypes.c_void_p(self._st.ctypes.data)
+        read, write = (ctypes.c_void_p(f.address) for f in (native.on_far_read, native.on_far_write))
+        size = ctypes.c_size_t(TABLE_END - PHYSICAL_END)
+        error = uclib.uc_mmio_map(self._uc._uch, ctypes.c_uint64(PHYSICAL_END), size, read, data, write, data)
+        self._check(error, "map what is not memory")
+        self._add_hook(UC_HOOK_MEM_FETCH_PROT, native.on_unmapped, 0, PHYSICAL_END, TABLE_END - 1)
 
     # --- state of the CPU -------------------------------------------------------------------------------------------
 
@@ -485,7 +514,7 @@ class Engine:
 
     def request_stop(self) -> None:
         """Let `run` return REQUEST at the next block boundary; after a system register access, right after it."""
-        self._st[native.REQUEST] |= 1
+        self._st[native.REQUEST] |= native.REQUEST_STOP
         self._look_soon()
 
     @property
@@ -636,9 +665,9 @@ class Engine:
         if st[native.REQUEST]:
             request = int(st[native.REQUEST])
             st[native.REQUEST] = 0
-            if request & 2:
+            if request & native.REQUEST_FORGET:
                 self.invalidate_code()
-            if request & 1:
+            if request & native.REQUEST_STOP:
                 return Stop.REQUEST
         lanes = self.counts()
         if int(lanes[:, Lane.INST].sum()) >= st[native.LIMIT]:

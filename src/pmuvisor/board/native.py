@@ -20,7 +20,7 @@ from pmuvisor.board.native_memory import as_pointer, call, callback, compiled, l
 N_LANES = 10
 INST, LD, ST, MEM, BR, BR_IMMED, BR_RETURN, PC_WRITE, EXC_TAKEN, EXC_RETURN = range(N_LANES)
 
-N_WATCHES = 16
+N_WATCHES = 32
 N_PAGES = 32
 
 # Index of each word of the state.
@@ -95,8 +95,11 @@ N_PAGES = 32
     FN_SYSREG,
     FN_SLOW_BLOCK,
     FN_FILL_ROW,
-) = range(70)
-COUNT = 70  # [2][N_LANES]
+    FN_DROP_CODE,
+    RAM_BASE,
+    RAM_SIZE,
+) = range(73)
+COUNT = 73  # [2][N_LANES]
 WATCH = COUNT + 2 * N_LANES  # [N_WATCHES][3]: lanes, els, target
 PAGES = WATCH + 3 * N_WATCHES  # [N_PAGES] physical pages whose code changed
 COPY = PAGES + N_PAGES  # [2][N_LANES] lanes exact at the PC, for Python to read
@@ -108,6 +111,11 @@ WHY_NONE, WHY_EDGE, WHY_LOOK, WHY_PAUSE, WHY_HVC, WHY_SMC, WHY_STUCK, WHY_FAILED
 UNDEF, PASS, CONST, STORE, CLOCK, CALL = range(6)
 SPECIAL_NONE, SPECIAL_TLBI, SPECIAL_IC, SPECIAL_TTBR, SPECIAL_SCTLR, SPECIAL_TCR, SPECIAL_SPSR = range(7)
 
+REQUEST_STOP, REQUEST_FORGET = 1, 2
+"""Bits of REQUEST: end the run; forget all translated code."""
+
+LINE = 64
+"""Bytes of an instruction cache line, as CTR_EL0.IminLine of Unicorn's CPU says."""
 NOWHERE = 1  # no instruction has an odd address
 HEARTBEAT = 20_000
 """Instructions between two looks at the clock; small enough that 16-bit packed counts cannot carry."""
@@ -508,14 +516,20 @@ def on_unmapped(uc: int, access: int, address: int, size: int, value: int, data:
 
 @compiled
 def code_changed(st: Any, key: int, address: int) -> None:
-    """The guest cleaned instruction caches for all CPUs: remember which page, or all."""
+    """The guest cleaned instruction caches for all CPUs: forget the translation, remember for the others to forget."""
     st[CODE_CHANGED] = 1
     if (key >> 11) & 7 != 3:  # IC IALLUIS
         st[CODE_ALL] = 1
+        st[REQUEST] |= REQUEST_FORGET
+        look_soon(st)
         return
     at = st[SELF] + 8 * SCRATCH
     if call(st[FN_VMEM_TRANSLATE], st[UC], address, 1, at, 0) & 0xFFFFFFFF != 0:
         return  # the instruction itself will fault
+    # Unicorn notices a store to translated code only through the virtual address that it was executed at.
+    line = (st[SCRATCH] & ~(LINE - 1)) - st[RAM_BASE]
+    if 0 <= line < st[RAM_SIZE]:
+        call(st[FN_DROP_CODE], st[UC], line, line + LINE, 0, 0)
     page, n = st[SCRATCH] & ~0xFFF, st[N_CODE_PAGES]
     if n > 0 and st[PAGES + n - 1] == page:
         return
@@ -561,7 +575,7 @@ def before_write(st: Any, key: int, cp: int, value: int) -> bool:
             st[TLB_CHANGED] = 1
     elif special == SPECIAL_IC:
         if (key >> 3) & 15 == 5 and (key >> 11) & 7 == 0:  # IC IALLU is for this CPU alone
-            st[REQUEST] |= 2
+            st[REQUEST] |= REQUEST_FORGET
             look_soon(st)
         else:
             code_changed(st, key, value)
@@ -638,7 +652,10 @@ def access(st: Any, reg: int, cp: int, read: int) -> int:
         result = answer(st, action, key, read, value)
         if st[INJECT] != 0:
             number, st[INJECT] = st[INJECT], 0
-            raise_here(st, number, st[INJECT_ESR])
+            esr = st[INJECT_ESR]
+            if esr >> 26 == ESR_TRAP >> 26:  # only here is it known which register the instruction names
+                esr |= rt << 5
+            raise_here(st, number, esr)
     if read == 1 and rt != 31:
         store64(st[XREGS] + 8 * rt, result)
     # Leaving the block here costs a little, and makes registers that Unicorn knows and does not know alike, and every
@@ -690,6 +707,28 @@ def on_mmio_read(uc: int, offset: int, size: int, data: Any) -> int:
 def on_mmio_write(uc: int, offset: int, size: int, value: int, data: Any) -> None:
     region = carray(data, (3,), np.int64)
     device(region, region[2], offset, types.int64(size), value)
+
+
+@compiled
+def abort_far(st: Any, write: int) -> None:
+    """A load or store beyond the physical addresses; what is no such access (a table walk, a fetch) reads zero."""
+    host = load64(st[AT_IO_PC])
+    if host == 0:
+        return
+    store64(st[AT_IO_PC], 0)
+    call(st[FN_RESTORE], st[CPU], host, 0, 0, 0)
+    raise_here(st, 4, ESR_EXTERNAL_DATA | current_el(st) << 26 | write << 6)
+
+
+@callback(types.int64, types.int64, types.int64, types.uint32, types.voidptr)
+def on_far_read(uc: int, offset: int, size: int, data: Any) -> int:
+    abort_far(carray(data, (STATE_WORDS,), np.int64), 0)
+    return 0
+
+
+@callback(types.void, types.int64, types.int64, types.uint32, types.int64, types.voidptr)
+def on_far_write(uc: int, offset: int, size: int, value: int, data: Any) -> None:
+    abort_far(carray(data, (STATE_WORDS,), np.int64), 1)
 
 
 @callback(types.void, types.voidptr)
