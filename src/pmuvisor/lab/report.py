@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from pmuvisor.board.machine import Status
 from pmuvisor.lab.run import Result
 
+WIDTH = 80
 _EXITS = {
     "exits.pmu": "trapped PMU accesses",
     "exits.irq": "PMU overflows (host interrupt)",
@@ -32,7 +34,7 @@ def show(result: Result, file: TextIO) -> None:
     if result.registers and result.status in (Status.HUNG, Status.TIMEOUT):
         print(result.registers, file=file)
     print(_printable(f"{result.guest}: {result.status}: {result.reason}", file.encoding or "utf-8"), file=file)
-    print(_setting(result), file=file)
+    print(textwrap.fill(_setting(result), WIDTH), file=file)
     for table in (_accesses(result.ledger), _costs(result), _time(result)):
         print(file=file)
         for line in table:
