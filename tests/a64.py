@@ -188,7 +188,9 @@ class Program:
             self(movz(10, byte), strw(10, 9))
         return self
 
-    def vectors(self, handlers: Mapping[int, Iterable[int]] | None = None, otherwise: Iterable[int] = (UDF,)) -> "Program":
+    def vectors(
+        self, handlers: Mapping[int, Iterable[int]] | None = None, otherwise: Iterable[int] = (UDF,)
+    ) -> "Program":
         """A vector table, labelled so: at each offset its handler's words, at all the others `otherwise`."""
         self.align(2048).label("vectors")
         for offset in range(0, 0x800, 0x80):

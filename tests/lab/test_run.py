@@ -1,0 +1,91 @@
+"""What a run keeps of a console, and what its report prints."""
+
+import io
+
+from pmuvisor.board.machine import Status
+from pmuvisor.lab import report
+from pmuvisor.lab.run import CONSOLE_LIMIT, SHOW_AT, Console, Result
+
+
+def test_a_console_keeps_its_end_within_bounds_and_shows_everything() -> None:
+    shown = bytearray()
+    console = Console(shown.extend)
+    block = bytes(range(65, 91)) * 10_000
+    for _ in range(40):
+        console.write(block)
+    assert CONSOLE_LIMIT == 4 << 20
+    assert len(console._kept) < 2 * CONSOLE_LIMIT
+    console.flush()
+    assert bytes(shown) == block * 40
+    assert console.text() == (block * 40)[-CONSOLE_LIMIT:].decode()
+    assert console.dropped == 40 * len(block) - CONSOLE_LIMIT
+
+
+def test_a_console_shows_long_output_before_it_is_asked_to() -> None:
+    shown: list[bytes] = []
+    console = Console(shown.append)
+    for _ in range(SHOW_AT - 1):
+        console.write(b"x")
+    assert shown == []
+    console.write(b"y")
+    assert shown == [b"x" * (SHOW_AT - 1) + b"y"]
+
+
+def test_a_console_that_is_not_utf8_is_still_text() -> None:
+    console = Console()
+    console.write(b"caf\xc3\xa9 \xff")
+    assert console.text() == "caf\u00e9 \ufffd"
+
+
+LEDGER = {"exits": 10**12, "loads": 1, "puts": 0, "registers_swapped": 23, "overflows": 0, "interrupts_injected": 0}
+LEDGER |= {f"exits.{name}": 10**12 for name in ("pmu", "irq", "mmio", "sgi", "wfi", "hvc")}
+
+
+def printed(result: Result, encoding: str = "utf-8") -> list[str]:
+    data = io.BytesIO()
+    file = io.TextIOWrapper(data, encoding=encoding)
+    report.show(result, file)
+    file.flush()
+    return data.getvalue().decode(encoding).splitlines()
+
+
+def result(ledger: dict[str, int] = LEDGER, reason: str = "the guest powered off", guest: str = "demo") -> Result:
+    return Result(
+        guest=guest,
+        core="neoverse-n1",
+        design="fixed-counters-only",
+        fgt=False,
+        counters=31,
+        vcpus=8,
+        status=Status.HUNG,
+        reason=reason,
+        panic="",
+        registers="X0 0",
+        console="",
+        console_dropped=0,
+        instructions=10**15,
+        virtual_seconds=1e6,
+        wall_seconds=5e6,
+        ledger=ledger,
+    )
+
+
+def test_the_report_fits_80_columns_with_long_figures() -> None:
+    lines = printed(result(LEDGER | {"direct.PMEVTYPER30_EL0": 10**15, "trapped.PMEVTYPER30_EL0": 10**15}))
+    assert max(map(len, lines)) <= 80
+    assert lines[:2] == ["X0 0", "demo: hung: the guest powered off"]
+    assert "PMEVTYPER30_EL0    1,000,000,000,000,000  1,000,000,000,000,000          -" in lines
+    assert "  hypercalls (PSCI)                      1,000,000,000,000            1,000.00" in lines
+
+
+def test_a_guest_that_left_its_pmu_alone_is_said_to_have() -> None:
+    assert "The guest did not access its PMU." in printed(result())
+
+
+def test_words_of_the_guest_cannot_drive_the_terminal() -> None:
+    lines = printed(result(reason="reset (Kernel panic - \x1b[31mred\x07\u009b)"))
+    assert lines[1] == "demo: hung: reset (Kernel panic - ?[31mred??)"
+
+
+def test_a_name_that_the_terminal_cannot_show_is_escaped() -> None:
+    assert printed(result(guest="g\u00e4st"), "ascii")[1] == "g\\xe4st: hung: the guest powered off"
