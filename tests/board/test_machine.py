@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from a64 import (
     CNTV_CTL_EL0,
     CNTV_CVAL_EL0,
@@ -37,7 +38,6 @@ from a64 import (
     strw,
     subs,
 )
-
 from board.machine_support import RESULTS, Board, board
 from pmuvisor.arch.cores import core
 from pmuvisor.board.machine import Config, CountError, Machine, Status

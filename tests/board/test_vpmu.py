@@ -7,6 +7,7 @@ emulates, the guest does not execute), to the write that disables them, which is
 from collections.abc import Callable, Iterable, Mapping
 
 import pytest
+
 from a64 import (
     CNTV_CTL_EL0,
     CNTV_CVAL_EL0,
@@ -36,7 +37,6 @@ from a64 import (
     strw,
     subs,
 )
-
 from board.machine_support import RESULTS, board
 from pmuvisor.arch import events, sysreg
 from pmuvisor.board.machine import Status

@@ -15,7 +15,6 @@ from arch.support import (
     sizes_of,
     some_counters,
 )
-
 from pmuvisor import records
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.kvm import vcpu as life

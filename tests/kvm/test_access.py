@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from arch.support import CYCLE, INSTRUCTION, MASK64, P5, P9, make_pe, near_edge, random_core, sizes_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arch.support import CYCLE, INSTRUCTION, MASK64, P5, P9, make_pe, near_edge, random_core, sizes_of
 from kvm.support import GUEST_FIELDS, guest_state, host_range, make_host, make_vcpu, make_vm, random_host, random_vcpu
 from pmuvisor import records
 from pmuvisor.arch import pmu, sysreg

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from arch.support import CYCLE, INSTRUCTION, MASK64, P0, P1, P4, P5, P9, make_pe, random_core
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arch.support import CYCLE, INSTRUCTION, MASK64, P0, P1, P4, P5, P9, make_pe, random_core
 from kvm.support import guest_state, host_range, make_host, make_vcpu, make_vm, random_host, random_vcpu
 from pmuvisor import records
 from pmuvisor.arch import pmu

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from a64 import (
     BRK,
     CNTV_CTL_EL0,
@@ -46,7 +47,6 @@ from a64 import (
     msr,
     strw,
 )
-
 from pmuvisor.arch import sysreg
 from pmuvisor.board import gicv3, timer
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from a64 import UART, Program, elf, movz, strw
 
+from a64 import UART, Program, elf, movz, strw
 from pmuvisor import cli
 from pmuvisor.board import machine
 from pmuvisor.board.cpustate import UnsupportedUnicorn
