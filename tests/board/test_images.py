@@ -141,9 +141,9 @@ def test_an_elf_may_be_bigger_than_memory_if_what_it_loads_is_not(tmp_path: Path
 FAR = segment(0x8000_0000, 0x1000, CODE)
 BAD_IMAGES = [
     (b"", "is empty"),
-    (elf(machine=62), "x86-64, expected one for AArch64"),
+    (elf(machine=62), "Advanced Micro Devices X86-64, expected one for AArch64"),
     (elf(machine=243), "RISC-V, expected one for AArch64"),
-    (elf(machine=40, bits=1), r"Arm \(32-bit\), expected one for AArch64"),
+    (elf(machine=40, bits=1), "ARM, expected one for AArch64"),
     (elf(machine=4242), "machine 4242, expected one for AArch64"),
     (elf(bits=1), "32-bit ELF file, expected a 64-bit one"),
     (elf(order=2), "big-endian ELF file, expected a little-endian one"),

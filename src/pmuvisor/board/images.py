@@ -24,7 +24,12 @@ import zlib
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import BinaryIO, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple
+
+from elftools.common.exceptions import ELFError
+from elftools.common.utils import struct_parse
+from elftools.elf.descriptions import describe_e_machine
+from elftools.elf.structs import ELFStructs
 
 _FLAT_OFFSET: Final = 0x8_0000
 _2_MIB: Final = 2 << 20
@@ -34,16 +39,8 @@ _MAX_DTB: Final = _2_MIB
 
 _GZIP: Final = b"\x1f\x8b\x08"
 _LINUX_MAGIC: Final = b"ARM\x64"
-_ELF_HEADER: Final = struct.Struct("<HHIQQQIHHHHHH")
-_PROGRAM_HEADER: Final = struct.Struct("<IIQQQQQQ")
-_ET_EXEC: Final = 2
-_EM_AARCH64: Final = 183
-_PT_LOAD: Final = 1
-_ELF_TYPES: Final = {1: "a relocatable object", 3: "position-independent", 4: "a core dump"}
-_ELF_MACHINES: Final = {
-    2: "SPARC", 3: "x86 (32-bit)", 8: "MIPS", 20: "PowerPC", 21: "PowerPC64", 22: "s390", 40: "Arm (32-bit)",
-    43: "SPARC V9", 62: "x86-64", 243: "RISC-V", 258: "LoongArch",
-}  # fmt: skip
+_ELF_IDENT: Final = 16
+_ELF_TYPES: Final = {"ET_REL": "a relocatable object", "ET_DYN": "position-independent", "ET_CORE": "a core dump"}
 _PE_MACHINES: Final = {0x14C: "x86 (32-bit)", 0x8664: "x86-64", 0x1C2: "Arm (32-bit)", 0x5064: "RISC-V"}
 _PE_AARCH64: Final = 0xAA64
 
@@ -380,23 +377,18 @@ def _pe_file_size(source: _Source, head: bytes) -> int:
 # --- ELF ---------------------------------------------------------------------------------------------------------
 
 
-class _ProgramHeader(NamedTuple):
-    kind: int
-    flags: int
+class _Loadable(NamedTuple):
+    """What a loadable segment's program header says. Sizes in bytes."""
+
     offset: int
     virtual: int
     physical: int
     file_size: int
     memory_size: int
-    alignment: int
 
 
 def _load_elf(source: _Source, memory: _Memory) -> Image:
-    """An executable's loadable segments at their physical addresses.
-
-    The two tables are read here rather than with pyelftools, which looks through the sections for each segment: on a
-    file made for it that takes time quadratic in its size.
-    """
+    """An executable's loadable segments at their physical addresses."""
     entry, headers = _elf_headers(source)
     headers.sort(key=lambda header: header.physical)
     if not headers:
@@ -410,38 +402,51 @@ def _load_elf(source: _Source, memory: _Memory) -> Image:
     return Image(source.name, ImageKind.ELF, segments, _elf_entry(source, entry, headers))
 
 
-def _elf_headers(source: _Source) -> tuple[int, list[_ProgramHeader]]:
-    """The (virtual) entry point of an ELF executable for this machine, and its loadable segments that are not empty."""
-    head = source.part(0, 64)
-    if len(head) < 64:
-        raise source.error("is truncated: it ends inside of its ELF header")
-    _check_elf_machine(source, head)
-    kind, _, _, entry, offset, _, _, _, entry_size, count, *_ = _ELF_HEADER.unpack_from(head, 16)
-    if kind != _ET_EXEC:
-        what = _ELF_TYPES.get(kind, f"of type {kind}")
+def _elf_headers(source: _Source) -> tuple[int, list[_Loadable]]:
+    """The (virtual) entry point of an ELF executable for this machine, and its loadable segments that are not empty.
+
+    This takes pyelftools' structures and not its ELFFile, which also reads the sections, that nobody needs here, and
+    looks through all of them for each segment.
+    """
+    structs, head = _elf_structs(source)
+    if head.e_type != "ET_EXEC":
+        what = _ELF_TYPES.get(head.e_type, f"of type {head.e_type}")
         raise source.error(f"is an ELF file that is {what}, expected an executable linked at a fixed address")
-    if entry_size != _PROGRAM_HEADER.size:
-        raise source.error(f"is a corrupt ELF file: its program headers have {entry_size} bytes each, not 56")
-    table = source.part(offset, count * entry_size)
-    if len(table) < count * entry_size:
-        raise source.error(f"is truncated: its {count} ELF program headers do not end in its {source.size} bytes")
-    headers = [_ProgramHeader._make(fields) for fields in _PROGRAM_HEADER.iter_unpack(table)]
-    return entry, [header for header in headers if header.kind == _PT_LOAD and header.memory_size]
+    size = structs.Elf_Phdr.sizeof()
+    if head.e_phentsize != size:
+        raise source.error(f"is a corrupt ELF file: its program headers have {head.e_phentsize} bytes each, not {size}")
+    table = source.part(head.e_phoff, head.e_phnum * size)
+    if len(table) < head.e_phnum * size:
+        raise source.error(
+            f"is truncated: its {head.e_phnum} ELF program headers do not end in its {source.size} bytes"
+        )
+    parsed = (struct_parse(structs.Elf_Phdr, io.BytesIO(table), size * i) for i in range(head.e_phnum))
+    loadable = (h for h in parsed if h.p_type == "PT_LOAD" and h.p_memsz)
+    return head.e_entry, [_Loadable(h.p_offset, h.p_vaddr, h.p_paddr, h.p_filesz, h.p_memsz) for h in loadable]
 
 
-def _check_elf_machine(source: _Source, head: bytes) -> None:
-    big_endian = head[5] == 2
-    machine = int.from_bytes(head[18:20], "big" if big_endian else "little")
-    if machine != _EM_AARCH64:
-        name = _ELF_MACHINES.get(machine, f"machine {machine}")
+def _elf_structs(source: _Source) -> tuple[ELFStructs, Any]:
+    """The layout of an ELF file for this machine, and its header."""
+    ident = source.part(0, _ELF_IDENT)
+    structs = ELFStructs(little_endian=ident[5:6] != b"\2", elfclass=32 if ident[4:5] == b"\1" else 64)
+    structs.create_basic_structs()
+    structs.create_advanced_structs()
+    try:
+        head = struct_parse(structs.Elf_Ehdr, io.BytesIO(source.part(0, structs.Elf_Ehdr.sizeof())), 0)
+    except ELFError:
+        raise source.error("is truncated: it ends inside of its ELF header") from None
+    if head.e_machine != "EM_AARCH64":
+        machine = head.e_machine
+        name = f"machine {machine}" if isinstance(machine, int) else describe_e_machine(machine)
         raise source.error(f"is an ELF file for {name}, expected one for AArch64")
-    if head[4] != 2:
+    if structs.elfclass != 64:
         raise source.error("is a 32-bit ELF file, expected a 64-bit one")
-    if big_endian:
+    if not structs.little_endian:
         raise source.error("is a big-endian ELF file, expected a little-endian one")
+    return structs, head
 
 
-def _check_segment(source: _Source, header: _ProgramHeader, memory: _Memory) -> None:
+def _check_segment(source: _Source, header: _Loadable, memory: _Memory) -> None:
     if header.file_size > header.memory_size:
         raise source.error(
             f"is a corrupt ELF file: its segment at {header.physical:#x} has more bytes than it may take"
@@ -455,7 +460,7 @@ def _check_segment(source: _Source, header: _ProgramHeader, memory: _Memory) -> 
         )
 
 
-def _elf_entry(source: _Source, entry: int, headers: list[_ProgramHeader]) -> int:
+def _elf_entry(source: _Source, entry: int, headers: list[_Loadable]) -> int:
     """The physical address of the entry point: execution starts with the MMU off."""
     for header in headers:
         into = entry - header.virtual
