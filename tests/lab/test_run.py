@@ -74,8 +74,9 @@ def test_the_report_fits_80_columns_with_long_figures() -> None:
     lines = printed(result(LEDGER | {"direct.PMEVTYPER30_EL0": 10**15, "trapped.PMEVTYPER30_EL0": 10**15}))
     assert max(map(len, lines)) <= 80
     assert lines[:2] == ["X0 0", "demo: hung: the guest powered off"]
-    assert "PMEVTYPER30_EL0    1,000,000,000,000,000  1,000,000,000,000,000          -" in lines
-    assert "  hypercalls (PSCI)                      1,000,000,000,000            1,000.00" in lines
+    rows = [line.split() for line in lines]
+    assert ["PMEVTYPER30_EL0", "1,000,000,000,000,000", "1,000,000,000,000,000", "-"] in rows
+    assert ["hypercalls", "(PSCI)", "1,000,000,000,000", "1,000.00"] in rows
 
 
 def test_a_guest_that_left_its_pmu_alone_is_said_to_have() -> None:

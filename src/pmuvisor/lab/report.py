@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from pmuvisor.board.machine import Status
 from pmuvisor.lab.run import Result
@@ -35,10 +39,12 @@ def show(result: Result, file: TextIO) -> None:
         print(result.registers, file=file)
     print(_printable(f"{result.guest}: {result.status}: {result.reason}", file.encoding or "utf-8"), file=file)
     print(textwrap.fill(_setting(result), WIDTH), file=file)
+    console = Console(file=file, width=WIDTH, color_system=None, markup=False, highlight=False)
     for table in (_accesses(result.ledger), _costs(result), _time(result)):
+        with console.capture() as text:
+            console.print(table)
         print(file=file)
-        for line in table:
-            print(line, file=file)
+        print(*(line.rstrip() for line in text.get().splitlines()), sep="\n", file=file)
 
 
 def _printable(line: str, encoding: str) -> str:
@@ -59,16 +65,16 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def _accesses(ledger: dict[str, int]) -> Iterable[str]:
+def _accesses(ledger: dict[str, int]) -> Table | str:
     totals = [sum(n for name, n in ledger.items() if name.startswith(f"{kind}.")) for kind in _KINDS]
     if not any(totals):
-        return ["The guest did not access its PMU."]
+        return "The guest did not access its PMU."
     names = sorted({name.split(".", 1)[1] for name in ledger if name.split(".", 1)[0] in _KINDS})
     rows = [(name, *(_number(ledger.get(f"{kind}.{name}", 0)) for kind in _KINDS)) for name in names]
     return _table(("guest accesses to", *_KINDS), [*rows, ("all PMU registers", *map(_number, totals))])
 
 
-def _costs(result: Result) -> Iterable[str]:
+def _costs(result: Result) -> Table:
     ledger = result.ledger
     rows = [("exits to the host", ledger["exits"])]
     rows += [(f"  {words}", ledger[name]) for name, words in _EXITS.items()]
@@ -78,7 +84,7 @@ def _costs(result: Result) -> Iterable[str]:
     return _table(("what it cost", "count", "per M instructions"), cells)
 
 
-def _time(result: Result) -> Iterable[str]:
+def _time(result: Result) -> Table:
     rows = [
         ("instructions executed", f"{result.instructions:,}"),
         ("guest's time (model: 1 ns an instruction, and idle)", f"{result.virtual_seconds:.3f} s"),
@@ -88,17 +94,15 @@ def _time(result: Result) -> Iterable[str]:
     return _table(("the run", ""), rows)
 
 
-def _table(head: _Row, rows: Sequence[_Row]) -> list[str]:
-    """Lay out columns: the first to the left, the others to the right, a rule below the head."""
-    cells = [head, *rows]
-    widths = [max(9, *(len(row[i]) for row in cells)) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in cells
-    ]
-    return [lines[0].rstrip(), "-" * len(lines[0]), *lines[1:]]
+def _table(head: _Row, rows: Sequence[_Row]) -> Table:
+    """A table whose first column is to the left, the others to the right, with a rule below the head."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+    table.add_column(head[0])
+    for name in head[1:]:
+        table.add_column(name, justify="right", min_width=9)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _number(n: int) -> str:
