@@ -106,7 +106,10 @@ def test_a_bad_option_is_refused_in_one_line(
 BAD_FILES = {
     "empty": (b"", "is empty, expected an arm64 Linux Image, "),
     "text": (b"Not a guest, but a text that is long enough to be told from one by its bytes.\n", "is a text file"),
-    "of another machine": (elf(SPIN, machine=62), "is an ELF file for x86-64, expected one for AArch64"),
+    "of another machine": (
+        elf(SPIN, machine=62),
+        "is an ELF file for Advanced Micro Devices X86-64, expected one for AArch64",
+    ),
     "relocatable": (elf(SPIN, file_type=1), "is an ELF file that is a relocatable object, expected an executable"),
     "cut in its header": (elf(SPIN)[:40], "is truncated: it ends inside of its ELF header"),
     "cut in its segment": (
