@@ -55,6 +55,16 @@ def exported(name: str) -> int:
     return address
 
 
+def new_unicorn() -> Uc:
+    """An engine of Unicorn's whose pages are those of the guest: its own default is 1 KiB.
+
+    With that, each of a guest's pages would count as a large one, whose flush is a flush of everything.
+    """
+    uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
+    uc.ctl_set_page_size(4096)  # before any other access: the first one makes the CPU
+    return uc
+
+
 @dataclass(frozen=True)
 class Layout:
     """Offsets in bytes: `cpu` and `tcg` in the engine handle, `cpu_*`, `tcg_*` in those objects, the others from X0."""
@@ -97,7 +107,7 @@ class _Scratch:
     CODE, DATA, MMIO = 0x1000, 0x2000, 0x9000_0000
 
     def __init__(self) -> None:
-        self.uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
+        self.uc = new_unicorn()
         self.uc.mem_map(0, 0x10000)
         self.handle: int = self.uc._uch.value
         self.cpu_at, self.cpu, self.x0 = self._find_x0()

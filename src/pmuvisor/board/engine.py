@@ -20,6 +20,8 @@ PC_WRITE    0x0C. Branches that are taken, and ERET. Choice: SVC and its like ar
             the very next instruction counts as not taken.
 EXC_TAKEN   0x09. By the level it was taken from. HVC and SMC, which leave the guest, are not counted.
 EXC_RETURN  0x0A. ERET, by the level it was executed at; not one that was illegal.
+
+A limit: Unicorn's CPU does not check the alignment of SP, so SCTLR_EL1.SA and SA0 have no effect.
 """
 
 import ctypes
@@ -33,16 +35,13 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 from unicorn import (
-    UC_ARCH_ARM64,
     UC_HOOK_BLOCK,
     UC_HOOK_INSN,
     UC_HOOK_INTR,
     UC_HOOK_MEM_FETCH_PROT,
     UC_HOOK_MEM_INVALID,
-    UC_MODE_ARM,
     UC_PROT_ALL,
     UC_PROT_EXEC,
-    Uc,
     UcError,
 )
 from unicorn import arm64_const as uc_const
@@ -180,7 +179,7 @@ class Engine:
         self._in_callback = False
         self._regions: list[object] = []
         self._layout = cpustate.layout()
-        self._uc = Uc(UC_ARCH_ARM64, UC_MODE_ARM)
+        self._uc = cpustate.new_unicorn()
         self._handle: int = self._uc._uch.value
         self._uc.reg_write(uc_const.UC_ARM64_REG_X5, PROBE)  # the first access makes the CPU
         self._cpu = ctypes.c_uint64.from_address(self._handle + self._layout.cpu).value
