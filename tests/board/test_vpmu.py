@@ -192,6 +192,19 @@ def test_an_even_counter_that_overflows_feeds_its_odd_neighbour() -> None:
     assert high == 6
 
 
+def test_what_happens_before_an_overflow_that_freezes_is_counted() -> None:
+    """PMCR_EL0.FZO: the 20th instruction overflows counter 0, after ten loads; nothing more is counted."""
+
+    def prepare(p: Program) -> None:
+        p.mov(19, sysreg.PMCR_E | sysreg.PMCR_LC | sysreg.PMCR_FZO)
+
+    def body(p: Program) -> None:
+        p(msr(sysreg.PMCR_EL0, 19), *[ldr(5, 22)] * 10, *[NOP] * 20, *[ldr(5, 22)] * 5)
+
+    guest = counting(body, [events.INST_RETIRED, events.LD_RETIRED], prepare, values=[(1 << 32) - 20, 0])
+    assert readings(guest, 2) == [1 << 32, 10]
+
+
 OVERFLOWS = [
     # event, after how many of them, which instruction of it the interrupt finds next
     (events.INST_RETIRED, 1, 1),

@@ -265,12 +265,12 @@ def count_pmu_events(pe: Pe, el: int) -> int:
     return enabled & ~stopped & ~filtered(pe, el)
 
 
-def is_long(pe: Pe, i: int) -> int:
-    """Return 1 where event counter `i` overflows at 64 bits: PMCR_EL0.LP or MDCR_EL2.HLP, from PMUv3p5."""
+def long_counters(pe: Pe) -> int:
+    """Return the mask of the event counters that overflow at 64 bits: PMCR_EL0.LP or MDCR_EL2.HLP, from PMUv3p5."""
     if pe.core.pmuver < PMUV3P5:
         return 0
-    in_first = (first_range(pe) >> i) & 1
-    return ((pe.pmcr >> 7) & in_first & 1) | ((pe.mdcr_el2 >> 26) & (1 - in_first) & 1)
+    first = first_range(pe) & -((pe.pmcr >> 7) & 1)
+    return (first | (second_range(pe) & -((pe.mdcr_el2 >> 26) & 1))) & EVENT_COUNTERS
 
 
 def event_counter_mask(pe: Pe) -> int:
@@ -285,11 +285,13 @@ def carry_out(pe: Pe, old: int, amount: int, total: int) -> int:
     return (((old & amount) | ((old | amount) & ~total)) >> pe.core.counter_top) & 1
 
 
-def increment_event_counter(pe: Pe, i: int, amount: int) -> int:
-    """State AArch64.IncrementEventCounter(): return how many CHAIN events the addition makes for the next counter."""
+def increment_event_counter(pe: Pe, i: int, amount: int, long: int) -> int:
+    """State AArch64.IncrementEventCounter(): return how many CHAIN events the addition makes for the next counter.
+
+    `long` is 1 for one of `long_counters`.
+    """
     old = pe.evcntr[i]
     total = (old + amount) & event_counter_mask(pe)
-    long = is_long(pe, i)
     wraps = ((old & pe.core.half_mask) + amount) >> pe.core.half_bits
     overflow = (nonzero(wraps) & (1 - long)) | (carry_out(pe, old, amount, total) & long)
     pe.evcntr[i] = total
@@ -297,16 +299,25 @@ def increment_event_counter(pe: Pe, i: int, amount: int) -> int:
     return wraps & -((1 - long) & (1 - (i & 1)))
 
 
-def _increment(pe: Pe, counting: int, hits: int, amount: int) -> None:
-    """Add `amount` to each event counter of `hits`, and what overflows from an even one to its neighbour's CHAIN."""
-    hpmn = effective_hpmn(pe)
+def chained_counters(pe: Pe, counting: int) -> int:
+    """Return which of `counting` count CHAIN, the overflows of their lower neighbours."""
+    return counting & selecting(pe, CHAIN)
+
+
+def count_events(pe: Pe, counting: int, hits: int, amount: int) -> None:
+    """Add `amount` to each event counter of `hits`, and what overflows from an even one to its neighbour's CHAIN.
+
+    What PMUEvent() does once it knows which counters are `counting`.
+    """
+    long = long_counters(pe)
+    chains = chained_counters(pe, counting)
+    crossing = chains & (1 << effective_hpmn(pe))
+    linked = chains & ~crossing
     chained = 0
     for i in range(pe.core.event_counters):
-        chain = equal(pe.evtyper[i] & EVENT_FIELD, CHAIN) & (counting >> i) & 1
-        crosses = chain & equal(i, hpmn)
-        pe.unpredictable |= UNPREDICTABLE_CHAIN & -(nonzero(chained) & crosses)
-        more = (amount & -((hits >> i) & 1)) + (chained & -(chain & (1 - crosses)))
-        chained = increment_event_counter(pe, i, more)
+        pe.unpredictable |= UNPREDICTABLE_CHAIN & -(nonzero(chained) & (crossing >> i) & 1)
+        more = (amount & -((hits >> i) & 1)) + (chained & -((linked >> i) & 1))
+        chained = increment_event_counter(pe, i, more, (long >> i) & 1)
 
 
 def selecting(pe: Pe, event: int) -> int:
@@ -324,19 +335,23 @@ def pmu_event(pe: Pe, el: int, event: int, amount: int) -> None:
     overflow separately.
     """
     counting = count_pmu_events(pe, el)
-    _increment(pe, counting, counting & selecting(pe, event), amount)
+    count_events(pe, counting, counting & selecting(pe, event), amount)
 
 
 def pmu_sw_increment(pe: Pe, el: int, value: int) -> None:
     """State PMUSwIncrement(): a write of `value` to PMSWINC_EL0 at `el`."""
     counting = count_pmu_events(pe, el)
     hits = value & counting & get_pmu_access_mask(pe, el) & EVENT_COUNTERS
-    _increment(pe, counting, hits & selecting(pe, SW_INCR), 1)
+    count_events(pe, counting, hits & selecting(pe, SW_INCR), 1)
 
 
 def increment_cycle_counter(pe: Pe, el: int, cycles: int) -> None:
     """State AArch64.IncrementCycleCounter(), for `cycles` cycles at `el`."""
-    amount = cycles & -((count_pmu_events(pe, el) >> CYCLE) & 1)
+    count_cycles(pe, cycles & -((count_pmu_events(pe, el) >> CYCLE) & 1))
+
+
+def count_cycles(pe: Pe, amount: int) -> None:
+    """Add `amount` cycles to a cycle counter that counts: what IncrementCycleCounter() does once it knows that."""
     long = effective_lc(pe)
     if (pe.pmcr & PMCR_D) != 0 and long == 0:
         amount += pe.divider
@@ -351,9 +366,13 @@ def increment_cycle_counter(pe: Pe, el: int, cycles: int) -> None:
 
 def increment_instruction_counter(pe: Pe, el: int, amount: int) -> None:
     """State IncrementInstructionCounter(), for `amount` instructions at `el`: always 64 bits."""
-    more = amount & -((count_pmu_events(pe, el) >> INSTRUCTION) & 1)
-    total = (pe.icntr + more) & pe.core.counter_mask
-    pe.ovs |= carry_out(pe, pe.icntr, more, total) << INSTRUCTION
+    count_instructions(pe, amount & -((count_pmu_events(pe, el) >> INSTRUCTION) & 1))
+
+
+def count_instructions(pe: Pe, amount: int) -> None:
+    """Add `amount` to an instruction counter that counts."""
+    total = (pe.icntr + amount) & pe.core.counter_mask
+    pe.ovs |= carry_out(pe, pe.icntr, amount, total) << INSTRUCTION
     pe.icntr = total
 
 

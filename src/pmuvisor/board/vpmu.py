@@ -10,37 +10,79 @@ Cycles are a model, not a measurement: one for each instruction.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from pmuvisor import records
 from pmuvisor.arch import events, pmu, sysreg
 from pmuvisor.arch.cores import Core, make_pe
+from pmuvisor.arch.pmu import Pe
 from pmuvisor.board.engine import Engine, Lane, Watch
 from pmuvisor.kvm import access as door
 from pmuvisor.kvm import partitioned, vcpu
 from pmuvisor.kvm.vcpu import HostContext, Vcpu, Vm
 
-_INST = 1 << Lane.INST
-LANES_OF_EVENT: dict[int, int] = {
-    events.LD_RETIRED: 1 << Lane.LD,
-    events.ST_RETIRED: 1 << Lane.ST,
-    events.INST_RETIRED: _INST,
-    events.EXC_TAKEN: 1 << Lane.EXC_TAKEN,
-    events.EXC_RETURN: 1 << Lane.EXC_RETURN,
-    events.PC_WRITE_RETIRED: 1 << Lane.PC_WRITE,
-    events.BR_IMMED_RETIRED: 1 << Lane.BR_IMMED,
-    events.BR_RETURN_RETIRED: 1 << Lane.BR_RETURN,
-    events.BR_RETIRED: 1 << Lane.BR,
-    events.MEM_ACCESS: 1 << Lane.MEM,
-    events.INST_SPEC: _INST,  # the engine speculates nothing
-    events.CPU_CYCLES: _INST,
-    events.BUS_CYCLES: _INST,
+LANE_OF_EVENT: dict[int, Lane] = {
+    events.LD_RETIRED: Lane.LD,
+    events.ST_RETIRED: Lane.ST,
+    events.INST_RETIRED: Lane.INST,
+    events.EXC_TAKEN: Lane.EXC_TAKEN,
+    events.EXC_RETURN: Lane.EXC_RETURN,
+    events.PC_WRITE_RETIRED: Lane.PC_WRITE,
+    events.BR_IMMED_RETIRED: Lane.BR_IMMED,
+    events.BR_RETURN_RETIRED: Lane.BR_RETURN,
+    events.BR_RETIRED: Lane.BR,
+    events.MEM_ACCESS: Lane.MEM,
+    events.INST_SPEC: Lane.INST,  # the engine speculates nothing
+    events.CPU_CYCLES: Lane.INST,
+    events.BUS_CYCLES: Lane.INST,
 }
-"""Which of the engine's lanes add up to an event."""
-COUNTED_EVENTS = (*LANES_OF_EVENT, events.SW_INCR, events.CHAIN, events.STALL_FRONTEND, events.STALL_BACKEND)
+"""The engine's lane that is an event."""
+COUNTED_EVENTS = (*LANE_OF_EVENT, events.SW_INCR, events.CHAIN, events.STALL_FRONTEND, events.STALL_BACKEND)
 """The events that PMCEID<n>_EL0 may advertise: counted exactly, STALL_* as the 0 that they are in this model."""
 _DECODED = {Lane.LD, Lane.ST, Lane.MEM, Lane.BR, Lane.BR_IMMED, Lane.BR_RETURN, Lane.PC_WRITE}
-_NEEDS_DECODING = sum(1 << lane for lane in _DECODED)
+_PLANS = 64
+"""Plans kept at most. A guest that measures has a few; one that writes anything anywhere must not fill the memory."""
+
+_Wanted = tuple[bool, tuple[tuple[int, int, int], ...]]
+"""What the engine is told: whether to decode, and of each watch its lanes, levels and target."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    """One lane at one exception level, and the event counters that count it there."""
+
+    lane: Lane
+    hits: int
+    counters: tuple[tuple[int, int], ...]
+    """Each of `hits`: its number, and 1 where it is long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Counters that count one lane at the same levels: the next of them to overflow is the one to watch for."""
+
+    lane: Lane
+    els: int
+    """Bit 0: EL0; bit 1: EL1."""
+    counters: tuple[tuple[int, int], ...]
+    """Event counters: the number, and the mask of the bits that overflow."""
+    cycles: bool
+    """The cycle counter is one of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What counts, while the controls are as they are: all that can be said of it without the counters' values."""
+
+    counting: tuple[int, int]
+    """By exception level, as all that follows."""
+    chaining: tuple[int, int]
+    feeds: tuple[tuple[_Feed, ...], tuple[_Feed, ...]]
+    groups: tuple[_Group, ...]
+    detail: bool
+    idle: bool
+    """Nothing that the guest executes is counted."""
 
 
 class VirtualPmu:
@@ -60,8 +102,10 @@ class VirtualPmu:
         self._engine = engine
         self._on_level = on_level
         self._seen = [[0] * len(Lane), [0] * len(Lane)]
-        self._selected: list[tuple[int, list[int]]] = []
-        self._counting = False
+        """By exception level and lane, what is in the counters already. Where nothing counts it is of no meaning."""
+        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._told: _Wanted = (engine.detail, ())
+        self._evaluated: tuple[int, ...] = ()
         vcpu.reset(self.vcpu)
         pmu.write(self.pe, 2, sysreg.PMCR_EL0, sysreg.PMCR_E | sysreg.PMCR_LC | sysreg.PMCR_LP)
         vcpu.guest_exit(self.pe)
@@ -81,36 +125,57 @@ class VirtualPmu:
         self.sync()
         vcpu.guest_exit(self.pe)
         partitioned.vcpu_put(self.pe, self.host, self.vm, self.vcpu)
-        self._engine.watch(())
+        self._tell((self._told[0], ()))
 
     def entry(self) -> None:
-        """Go through an entry to the guest: evaluate its interrupt line."""
-        partitioned.flush_hwstate(self.pe, self.vm, self.vcpu)
-        self._on_level(self.vcpu.irq_level == 1)
+        """Go through an entry to the guest: evaluate its interrupt line.
+
+        A Linux boot enters 35,000 times, for a device nearly always. Where all that the level depends on is as it was
+        after the last time, so is the level.
+        """
+        if self._evaluated != self._level_state():
+            partitioned.flush_hwstate(self.pe, self.vm, self.vcpu)
+            self._on_level(self.vcpu.irq_level == 1)
+            self._evaluated = self._level_state()
+
+    def _level_state(self) -> tuple[int, ...]:
+        """Return what `flush_hwstate` reads, but for the number of the VM's counters, and what it writes."""
+        pe, guest = self.pe, self.vcpu
+        return guest.ovs, pe.ovs, pe.inten, pe.pmcr, guest.irq_level
 
     # ---- counting -------------------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Bring the counters up to the instruction that the engine is at."""
+        """Bring the counters up to the instruction that the engine is at.
+
+        What happened since the last time happened before any overflow that it leads to, since the engine stops at each:
+        it is counted by the controls as they were, whatever an overflow freezes from here on.
+        """
+        plan = self._plan()
         now = self._engine.counts().tolist()
         for el in (0, 1):
             before, after = self._seen[el], now[el]
             if before != after:
-                self._advance(el, [b - a for a, b in zip(before, after, strict=True)])
+                self._advance(plan, el, before, after)
         self._seen = now
 
-    def _advance(self, el: int, lanes: list[int]) -> None:
-        for event, parts in self._selected:
-            amount = sum(lanes[part] for part in parts)
-            if amount:
-                pmu.pmu_event(self.pe, el, event, amount)
-        instructions = lanes[Lane.INST]
-        pmu.increment_cycle_counter(self.pe, el, instructions)
-        if self.pe.core.icntr:
-            pmu.increment_instruction_counter(self.pe, el, instructions)
+    def _advance(self, plan: _Plan, el: int, before: list[int], after: list[int]) -> None:
+        pe, counting = self.pe, plan.counting[el]
+        for feed in plan.feeds[el]:
+            amount = after[feed.lane] - before[feed.lane]
+            if amount and plan.chaining[el]:
+                pmu.count_events(pe, counting, feed.hits, amount)
+            elif amount:  # no counter feeds another
+                for i, long in feed.counters:
+                    pmu.increment_event_counter(pe, i, amount, long)
+        instructions = after[Lane.INST] - before[Lane.INST]
+        if (counting >> sysreg.CYCLE) & 1:
+            pmu.count_cycles(pe, instructions)
+        if (counting >> sysreg.INSTRUCTION) & 1:
+            pmu.count_instructions(pe, instructions)
 
     def _forget(self) -> None:
-        """Leave out what the engine counted while the vCPU was not loaded."""
+        """Leave out what the engine counted up to here: the vCPU was not loaded, or nothing was enabled."""
         self._seen = self._engine.counts().tolist()
 
     def emulated(self, el: int, *lanes: Lane) -> None:
@@ -120,8 +185,7 @@ class VirtualPmu:
         """
         for lane in (Lane.INST, *lanes):
             self._seen[el][lane] += 1
-        if self._counting:
-            self._changed()
+        self._changed()
         self.entry()
 
     def overflowed(self) -> None:
@@ -132,7 +196,7 @@ class VirtualPmu:
 
     def _service(self) -> bool:
         """Run the host's PMU interrupt handler if the interrupt line is up; say whether it was."""
-        if not pmu.check_for_pmu_overflow(self.pe):
+        if self.pe.ovs == 0 or not pmu.check_for_pmu_overflow(self.pe):
             return False
         vcpu.guest_exit(self.pe)
         partitioned.handle_irq(self.pe, self.vm, self.vcpu)
@@ -140,33 +204,41 @@ class VirtualPmu:
         self.entry()
         return True
 
+    # ---- what counts now ------------------------------------------------------------------------------------
+
+    def _plan(self) -> _Plan:
+        """Return what counts now. It is found by all state that it depends on, so no change can be missed."""
+        pe = self.pe
+        controls = (pe.pmcr, pe.mdcr_el2, pe.cnten, pe.ovs, pe.ccfiltr, pe.icfiltr, *pe.evtyper)
+        plan = self._plans.get(controls)
+        if plan is None:
+            if len(self._plans) >= _PLANS:
+                self._plans.clear()
+            plan = self._plans[controls] = make_plan(pe)
+        return plan
+
     def _changed(self) -> None:
         """Look at what is counted now: tell the engine which lanes to count and what to watch for."""
-        pe = self.pe
-        counting = (pmu.count_pmu_events(pe, 0), pmu.count_pmu_events(pe, 1))
-        either = counting[0] | counting[1]
-        self._counting = either != 0
-        chosen: dict[int, int] = {}
-        watches = []
-        for i in range(pe.core.event_counters):
-            lanes = LANES_OF_EVENT.get(pe.evtyper[i] & pmu.EVENT_FIELD, 0)
-            if (either >> i) & 1 and lanes:
-                chosen[pe.evtyper[i] & pmu.EVENT_FIELD] = lanes
-                watches.append(self._watch(lanes, counting, i, self._to_overflow(pe.evcntr[i], pmu.is_long(pe, i))))
-        if (either >> sysreg.CYCLE) & 1:
-            watches.append(self._watch(_INST, counting, sysreg.CYCLE, self._cycles_to_overflow()))
-        self._selected = [(event, _lane_numbers(lanes)) for event, lanes in chosen.items()]
-        self._engine.detail = any(lanes & _NEEDS_DECODING for lanes in chosen.values())
-        self._engine.watch(watches)
+        plan = self._plan()
+        self._tell((plan.detail, tuple([(1 << g.lane, g.els, self._target(g)) for g in plan.groups])))
 
-    def _watch(self, lanes: int, counting: tuple[int, int], counter: int, remaining: int) -> Watch:
-        els = ((counting[0] >> counter) & 1) | (((counting[1] >> counter) & 1) << 1)
-        so_far = sum(self._seen[el][lane] for el in (0, 1) if (els >> el) & 1 for lane in _lane_numbers(lanes))
-        return Watch(lanes, els, so_far + remaining)
+    def _tell(self, wanted: _Wanted) -> None:
+        if wanted != self._told:
+            self._told = wanted
+            self._engine.detail = wanted[0]
+            self._engine.watch([Watch(*watch) for watch in wanted[1]])
 
-    def _to_overflow(self, value: int, long: int) -> int:
-        width = 64 if long and self.pe.core.pmuver >= sysreg.PMUV3P5 else 32
-        return (1 << width) - (value & ((1 << width) - 1))
+    def _target(self, group: _Group) -> int:
+        """Return how far the lane will be when the first counter of the group overflows."""
+        values = self.pe.evcntr
+        remaining = [mask + 1 - (values[i] & mask) for i, mask in group.counters]
+        if group.cycles:
+            remaining.append(self._cycles_to_overflow())
+        target = min(remaining)
+        for el in (0, 1):
+            if (group.els >> el) & 1:
+                target += self._seen[el][group.lane]
+        return target
 
     def _cycles_to_overflow(self) -> int:
         long = pmu.effective_lc(self.pe)
@@ -185,22 +257,74 @@ class VirtualPmu:
         Return what was read and None; or the ESR_EL1 of the exception that the instruction takes instead, without the
         number of its general-purpose register, which only the engine knows.
         """
-        self.sync()
+        idle = self._plan().idle
+        if not idle:
+            self.sync()
         outcome = door.guest_access(self.pe, self.vm, self.vcpu, el, key, int(write), value)
         self.accesses[key, outcome] += 1
         if outcome == door.TO_EL1:
             return 0, sysreg.sys64_esr(key, 0, int(write))
         if outcome in (door.UNDEFINED, door.TRAPPED_UNDEFINED):
             return 0, sysreg.undefined_esr()
-        if outcome == door.TRAPPED:
-            self._seen[el][Lane.INST] += 1  # emulated by the host: the guest retires nothing
-        if write or outcome == door.TRAPPED:
+        trapped = outcome == door.TRAPPED
+        if write or trapped:
             self._service()
+            if idle and not self._plan().idle:
+                self._forget()
+            self._seen[el][Lane.INST] += trapped  # emulated by the host: the guest retires nothing
             self._changed()
-        if outcome == door.TRAPPED:
+        if trapped:
             self._on_level(self.vcpu.irq_level == 1)
         return self.vcpu.value, None
 
 
-def _lane_numbers(lanes: int) -> list[int]:
-    return [lane for lane in Lane if (lanes >> lane) & 1]
+def make_plan(pe: Pe) -> _Plan:
+    """Ask the semantics what counts now."""
+    counting = (pmu.count_pmu_events(pe, 0), pmu.count_pmu_events(pe, 1))
+    feeds = (_feeds(pe, counting[0]), _feeds(pe, counting[1]))
+    return _Plan(
+        counting,
+        (pmu.chained_counters(pe, counting[0]), pmu.chained_counters(pe, counting[1])),
+        feeds,
+        _groups(pe, counting),
+        detail=any(feed.lane in _DECODED for feed in (*feeds[0], *feeds[1])),
+        idle=not any(feeds) and (counting[0] | counting[1]) >> sysreg.CYCLE == 0,
+    )
+
+
+def _counters_of_lanes(pe: Pe, counting: int) -> Iterator[tuple[int, Lane]]:
+    for i in range(pe.core.event_counters):
+        lane = LANE_OF_EVENT.get(pe.evtyper[i] & pmu.EVENT_FIELD)
+        if (counting >> i) & 1 and lane is not None:
+            yield i, lane
+
+
+def _feeds(pe: Pe, counting: int) -> tuple[_Feed, ...]:
+    long = pmu.long_counters(pe)
+    by_lane: dict[Lane, list[int]] = {}
+    for i, lane in _counters_of_lanes(pe, counting):
+        by_lane.setdefault(lane, []).append(i)
+    return tuple(
+        _Feed(lane, sum(1 << i for i in counters), tuple((i, (long >> i) & 1) for i in counters))
+        for lane, counters in by_lane.items()
+    )
+
+
+def _groups(pe: Pe, counting: tuple[int, int]) -> tuple[_Group, ...]:
+    long, either = pmu.long_counters(pe), counting[0] | counting[1]
+    members: dict[tuple[Lane, int], list[int]] = {}
+    counters = [*_counters_of_lanes(pe, either)]
+    if (either >> sysreg.CYCLE) & 1:
+        counters.append((sysreg.CYCLE, Lane.INST))
+    for i, lane in counters:
+        els = ((counting[0] >> i) & 1) | (((counting[1] >> i) & 1) << 1)
+        members.setdefault((lane, els), []).append(i)
+    return tuple(
+        _Group(
+            lane,
+            els,
+            tuple((i, (1 << (64 if (long >> i) & 1 else 32)) - 1) for i in group if i != sysreg.CYCLE),
+            sysreg.CYCLE in group,
+        )
+        for (lane, els), group in members.items()
+    )
