@@ -240,10 +240,12 @@ WRITES = st.one_of(
     st.tuples(st.sampled_from(sysreg.PMU_KEYS), SETS_OF_COUNTERS | TYPES | NEAR_EDGES),
 )
 READS = st.sampled_from([*COUNTERS, *COUNTERS, sysreg.PMOVSCLR_EL0, *sysreg.PMU_KEYS])
+EXECUTE = st.builds(lambda *a: ("execute", a), MOSTLY_EL1, st.sampled_from(KINDS), st.integers(1, 30))
 STEPS = st.one_of(
+    EXECUTE,
+    EXECUTE,
     st.builds(lambda el, w: ("access", (el, w[0], True, w[1])), MOSTLY_EL1, WRITES),
     st.builds(lambda el, key: ("access", (el, key, False, 0)), MOSTLY_EL1, READS),
-    st.builds(lambda *a: ("execute", a), MOSTLY_EL1, st.sampled_from(KINDS), st.integers(1, 30)),
     st.builds(lambda *a: ("emulate", a), st.integers(0, 1), st.sampled_from(KINDS[:3])),
     st.just(("reload", ())),
 )
@@ -271,7 +273,10 @@ class Start:
 
 
 FOUR_TYPES, FOUR_VALUES = (st.lists(of, min_size=4, max_size=4) for of in (TYPES, NEAR_EDGES | st.just(0)))
-STARTS = st.builds(Start, FOUR_TYPES, FOUR_VALUES, SETS_OF_COUNTERS, SETS_OF_COUNTERS, CONTROLS)
+CHAINED = st.just([events.INST_RETIRED, events.CHAIN, events.LD_RETIRED, events.CHAIN])
+STARTS = st.builds(
+    Start, CHAINED | FOUR_TYPES, FOUR_VALUES, st.just(ALL) | SETS_OF_COUNTERS, SETS_OF_COUNTERS, CONTROLS
+)
 
 
 @settings(max_examples=400, deadline=None)
