@@ -87,7 +87,7 @@ class Layout:
     target_el: int
 
 
-def _peek(address: int, size: int) -> bytes:
+def peek(address: int, size: int) -> bytes:
     """Memory of this process, or nothing where there is none (a wild pointer must not end the process)."""
     with open("/proc/self/mem", "rb", buffering=0) as memory:
         try:
@@ -97,11 +97,11 @@ def _peek(address: int, size: int) -> bytes:
             return b""
 
 
-def _words(address: int, count: int) -> npt.NDArray[np.uint64]:
+def words(address: int, count: int) -> npt.NDArray[np.uint64]:
     return np.frombuffer(ctypes.string_at(address, 8 * count), np.uint64)
 
 
-class _Scratch:
+class Scratch:
     """A throw-away engine to measure."""
 
     CODE, DATA, MMIO = 0x1000, 0x2000, 0x9000_0000
@@ -119,8 +119,8 @@ class _Scratch:
         pattern = struct.pack("<29Q", *magic)
         # The CPU object is what begins last before its registers; what lies before it in the heap may be near enough.
         found: list[tuple[int, int, int]] = []
-        for i, pointer in enumerate(struct.unpack("<256Q", _peek(self.handle, 2048))):
-            window = _peek(pointer, 0x10000) if 0x10000 < pointer < 1 << 47 else b""
+        for i, pointer in enumerate(struct.unpack("<256Q", peek(self.handle, 2048))):
+            window = peek(pointer, 0x10000) if 0x10000 < pointer < 1 << 47 else b""
             places = (pointer + match.start() for match in re.finditer(re.escape(pattern), window))
             found += [(pointer, 8 * i, x0) for x0 in places if self._follows(x0)]
         if not found:
@@ -136,7 +136,7 @@ class _Scratch:
 
     def _sets_x0(self, x0: int, value: int) -> bool:
         self.uc.reg_write(uc_const.UC_ARM64_REG_X0, value)
-        return _peek(x0, 8) == struct.pack("<Q", value)
+        return peek(x0, 8) == struct.pack("<Q", value)
 
     def run(self, *code: int) -> None:
         """Run a few instructions at a fresh address (no stale translation) and stop at the end or at an exception."""
@@ -146,9 +146,9 @@ class _Scratch:
 
     def offset(self, change: Callable[[], object], restore: Callable[[], object]) -> int:
         """Where in the register state a change shows; 8-byte granules."""
-        before = _words(self.x0, 0x200).copy()
+        before = words(self.x0, 0x200).copy()
         change()
-        after = _words(self.x0, 0x200).copy()
+        after = words(self.x0, 0x200).copy()
         restore()
         where = np.flatnonzero(before != after)
         if len(where) == 0:
@@ -160,19 +160,18 @@ class _Scratch:
         return self.offset(lambda: self.uc.reg_write(regid, old ^ 0x1230), lambda: self.uc.reg_write(regid, old))
 
 
-def _exceptions(s: _Scratch) -> tuple[int, int]:
+def _exceptions(s: Scratch) -> tuple[int, int]:
     """Offset of the exception number in the CPU object, and of the exception's syndrome in the register state."""
     candidates: set[int] | None = None
     syndromes: list[int] = []
 
     def on_interrupt(uc: Uc, number: int, _: object) -> None:
         nonlocal candidates
-        words = np.frombuffer(ctypes.string_at(s.cpu, s.x0 - s.cpu), np.int32)
-        here = set(np.flatnonzero(words == number).tolist())
+        state = np.frombuffer(ctypes.string_at(s.cpu, s.x0 - s.cpu), np.int32)
+        here = set(np.flatnonzero(state == number).tolist())
         candidates = here if candidates is None else candidates & here
         if number == EXCP_SWI:
-            state = ctypes.string_at(s.x0, 0x2000)
-            syndromes.append(state.find(struct.pack("<I", 0x5600_1234)))
+            syndromes.append(ctypes.string_at(s.x0, 0x2000).find(struct.pack("<I", 0x5600_1234)))
         uc.emu_stop()
 
     hook = s.uc.hook_add(UC_HOOK_INTR, on_interrupt)
@@ -184,7 +183,7 @@ def _exceptions(s: _Scratch) -> tuple[int, int]:
     return 4 * candidates.pop(), syndromes[0]
 
 
-def _io_pc(s: _Scratch) -> int:
+def _io_pc(s: Scratch) -> int:
     """Offset in the CPU object of the host address of the load or store that is doing MMIO."""
     restore = uclib.cpu_restore_state_aarch64
     restore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_bool]
@@ -193,7 +192,7 @@ def _io_pc(s: _Scratch) -> int:
     found: set[int] = set()
 
     def read(uc: Uc, offset: int, size: int, _: object) -> int:
-        seen.append(_words(s.cpu, (s.x0 - s.cpu) // 8).copy())
+        seen.append(words(s.cpu, (s.x0 - s.cpu) // 8).copy())
         if len(seen) == 2:
             for i in np.flatnonzero(seen[0] != seen[1]).tolist():
                 if restore(s.cpu, int(seen[1][i]), False) and uc.reg_read(uc_const.UC_ARM64_REG_PC) == s.CODE + 8:
@@ -208,25 +207,25 @@ def _io_pc(s: _Scratch) -> int:
     return found.pop()
 
 
-def _el_change(s: _Scratch, name: str) -> int:
+def _el_change(s: Scratch, name: str) -> int:
     """Offset in the CPU object of the list of functions called when the exception level changes."""
     wanted = struct.pack("<Q", internal(name))
     base = s.x0 - s.cpu
-    for i, pointer in enumerate(_words(s.x0, 0x1000).tolist()):
-        if 0x10000 < pointer < 1 << 47 and _peek(pointer, 8) == wanted:
+    for i, pointer in enumerate(words(s.x0, 0x1000).tolist()):
+        if 0x10000 < pointer < 1 << 47 and peek(pointer, 8) == wanted:
             return base + 8 * i
     raise UnsupportedUnicorn("cannot find the exception level hooks inside Unicorn")
 
 
-def _invalidations(s: _Scratch) -> tuple[int, int]:
+def _invalidations(s: Scratch) -> tuple[int, int]:
     """Where Unicorn counts the translations that it threw away: offset of the translator, and in it of the count."""
     count = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(internal("tcg_tb_phys_invalidate_count"))
     ruler = np.arange(0x1000, dtype=np.uint64)
     offset = 8 * count(ruler.ctypes.data)
 
     def look() -> dict[int, bytes]:
-        pointers = enumerate(struct.unpack("<512Q", _peek(s.handle, 4096)))
-        return {8 * i: _peek(p + offset, 8) for i, p in pointers if 0x10000 < p < 1 << 47}
+        pointers = enumerate(struct.unpack("<512Q", peek(s.handle, 4096)))
+        return {8 * i: peek(p + offset, 8) for i, p in pointers if 0x10000 < p < 1 << 47}
 
     found: set[int] | None = None
     for _ in range(2):
@@ -245,7 +244,7 @@ def _plus_one(word: bytes) -> bytes:
     return (int.from_bytes(word, "little") + 1 & (1 << 64) - 1).to_bytes(8, "little")
 
 
-def _pstate(s: _Scratch) -> tuple[int, int]:
+def _pstate(s: Scratch) -> tuple[int, int]:
     """Offsets of PSTATE (mode bits) and of DAIF, which QEMU keeps apart."""
     reg = uc_const.UC_ARM64_REG_PSTATE
     daif = s.offset(lambda: s.uc.reg_write(reg, 0x0005 | 0x400003C0 ^ 0x3C0), lambda: s.uc.reg_write(reg, 0x400003C5))
@@ -259,7 +258,7 @@ def _pstate(s: _Scratch) -> tuple[int, int]:
     return where[0], daif
 
 
-def _check_env(s: _Scratch) -> None:
+def _check_env(s: Scratch) -> None:
     """An internal function must see the register state where we think it is."""
     get_fpscr = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p)(internal("vfp_get_fpscr"))
     s.uc.reg_write(uc_const.UC_ARM64_REG_FPCR, 0x0140_0000)
@@ -270,7 +269,7 @@ def _check_env(s: _Scratch) -> None:
 @cache
 def layout() -> Layout:
     """Measure this build of Unicorn; the answer holds for the whole process."""
-    s = _Scratch()
+    s = Scratch()
     _check_env(s)
     pstate, daif = _pstate(s)
     exception, syndrome = _exceptions(s)

@@ -47,7 +47,7 @@ from unicorn import (
 from unicorn import arm64_const as uc_const
 from unicorn.unicorn_py3.unicorn import uclib
 
-from pmuvisor.board import cpustate, engine_dump, native
+from pmuvisor.board import cpustate, engine_dump, engine_fill, native, native_fill
 from pmuvisor.board import engine_registers as registers
 from pmuvisor.board.engine_registers import Action, key
 from pmuvisor.board.native_memory import CFunction
@@ -201,6 +201,7 @@ class Engine:
         self._uc.ctl_set_exits([])
         self._map_far_addresses()
         self._hook()
+        self._replace_fill()
         self.start(ram.base)
 
     # --- construction -----------------------------------------------------------------------------------------------
@@ -312,6 +313,19 @@ class Engine:
         error = uclib.uc_mmio_map(self._uc._uch, ctypes.c_uint64(PHYSICAL_END), size, read, data, write, data)
         self._check(error, "map what is not memory")
         self._add_hook(UC_HOOK_MEM_FETCH_PROT, native.on_unmapped, 0, PHYSICAL_END, TABLE_END - 1)
+
+    def _replace_fill(self) -> None:
+        """Keep stores to pages that could be executed, but are not, off Unicorn's slow path, where that is possible."""
+        layout = engine_fill.tlb_layout()
+        if layout is None:
+            return
+        self._pages = np.zeros(self.ram.size >> 12, np.uint8)
+        self._st[native.AT_PAGES] = self._pages.ctypes.data
+        self._st[native.AT_TLB] = self._xregs + layout.tables
+        self._st[native.FN_FILL] = cpustate.internal("arm_cpu_tlb_fill")
+        self._st[native.FN_RESET_DIRTY] = cpustate.internal("tlb_reset_dirty")
+        for offset in layout.functions:
+            ctypes.c_uint64.from_address(self._cpu + offset).value = native_fill.on_fill.address
 
     # --- state of the CPU -------------------------------------------------------------------------------------------
 

@@ -98,8 +98,12 @@ N_PAGES = 32
     FN_DROP_CODE,
     RAM_BASE,
     RAM_SIZE,
-) = range(73)
-COUNT = 73  # [2][N_LANES]
+    FN_FILL,
+    FN_RESET_DIRTY,
+    AT_TLB,  # the TLB's tables, by MMU index: mask and address of each
+    AT_PAGES,  # what is known of each physical page, one byte each; see `native_fill`
+) = range(77)
+COUNT = 77  # [2][N_LANES]
 WATCH = COUNT + 2 * N_LANES  # [N_WATCHES][3]: lanes, els, target
 PAGES = WATCH + 3 * N_WATCHES  # [N_PAGES] physical pages whose code changed
 COPY = PAGES + N_PAGES  # [2][N_LANES] lanes exact at the PC, for Python to read

@@ -75,6 +75,17 @@ def call(typing: Any, fn: Any, a: Any, b: Any, c: Any, d: Any, e: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def call7(typing: Any, fn: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any) -> Any:
+    """`call` for up to seven arguments."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(I64, [I64] * 7)
+        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+
+    return types.int64(*(types.int64,) * 8), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def as_pointer(typing: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
@@ -89,3 +100,4 @@ load32: Load = _load(32)
 load8: Load = _load(8)
 store64: Store = _store(64)
 store32: Store = _store(32)
+store8: Store = _store(8)
