@@ -149,6 +149,7 @@ def _gic(cpus: int) -> Any:
         ("compatible", "arm,gic-v3"),
         ("interrupt-controller",),
         ("#interrupt-cells", 3),
+        ("#address-cells", 0),
         ("reg", *_cells(memmap.GICD_BASE, memmap.GICD_SIZE, memmap.GICR_BASE, redistributors)),
         ("phandle", _GIC_PHANDLE),
     )
