@@ -6,6 +6,7 @@ import pytest
 
 from board.engine_support import Stepper, assemble, guest, needs_assembler, registers, words
 from pmuvisor.board.engine import RAM_BASE, Engine, Lane, Stop, Watch, key
+from pmuvisor.board.engine_dump import dump
 
 NOP, WFI, HERE, SVC, HVC, SMC, UDF = 0xD503201F, 0xD503207F, 0x14000000, 0xD4000001, 0xD4000002, 0xD4000003, 0
 VECTORS = RAM_BASE + 0x800
@@ -345,7 +346,7 @@ def test_a_watch_of_exceptions_stops_at_the_vector_and_after_the_return() -> Non
 
 def test_dump_names_registers_and_the_instruction_in_80_columns() -> None:
     engine = guest(words(0x8B020020, HERE))
-    text = engine.dump()
+    text = dump(engine)
     assert "0x40000000: add x0, x1, x2" in text
     assert "X30" in text
     assert "PSTATE 00000000000003c5" in text

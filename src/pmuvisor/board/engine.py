@@ -47,7 +47,7 @@ from unicorn import (
 from unicorn import arm64_const as uc_const
 from unicorn.unicorn_py3.unicorn import uclib
 
-from pmuvisor.board import cpustate, engine_dump, engine_fill, native, native_fill
+from pmuvisor.board import cpustate, engine_fill, native, native_fill
 from pmuvisor.board import engine_registers as registers
 from pmuvisor.board.engine_registers import Action, key
 from pmuvisor.board.native_memory import CFunction
@@ -414,10 +414,6 @@ class Engine:
         self.set_x(0, x0)
         self._rebuild_flags(self._env)
         self.flush_tlb()
-
-    def dump(self) -> str:
-        """The registers and the instruction at the PC, in lines of at most 80 columns."""
-        return engine_dump.dump(self)
 
     def fetch(self, address: int) -> bytes | None:
         """The instruction word at a virtual address, or None where the guest could not execute."""

@@ -1,11 +1,8 @@
 """The registers of an engine as text, for a person who asks why a guest stopped."""
 
-from typing import TYPE_CHECKING
-
 import capstone
 
-if TYPE_CHECKING:
-    from pmuvisor.board.engine import Engine
+from pmuvisor.board.engine import Engine
 
 CONTROL = {
     "ELR": (3, 0, 4, 0, 1),
@@ -16,8 +13,8 @@ CONTROL = {
 }
 
 
-def dump(engine: "Engine") -> str:
-    """Lines of at most 80 columns."""
+def dump(engine: Engine) -> str:
+    """Return the registers and the instruction at the PC, in lines of at most 80 columns."""
     pairs = [("PC", engine.pc), ("PSTATE", engine.pstate), ("SP", engine.sp)]
     pairs += [(name, engine.read_register(*encoding)) for name, encoding in CONTROL.items()]
     general = [(f"X{n}", engine.get_x(n)) for n in range(31)]
@@ -30,7 +27,7 @@ def _columns(pairs: list[tuple[str, int]]) -> list[str]:
     return ["  ".join(cells[i : i + 3]) for i in range(0, len(cells), 3)]
 
 
-def instruction(engine: "Engine") -> str:
+def instruction(engine: Engine) -> str:
     """The instruction at the PC, or that there is none."""
     pc = engine.pc
     code = engine.fetch(pc)

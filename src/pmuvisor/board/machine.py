@@ -19,6 +19,7 @@ from pmuvisor.arch import sysreg, traps
 from pmuvisor.arch.cores import Core
 from pmuvisor.board import gicv3, memmap, pl011, psci, timer
 from pmuvisor.board.engine import Action, Engine, GuestMemory, Lane, Stop
+from pmuvisor.board.engine_dump import dump
 from pmuvisor.board.images import Image, Layout
 from pmuvisor.board.vpmu import VirtualPmu
 from pmuvisor.kvm import access as door
@@ -231,8 +232,8 @@ class Machine:
             over.set()
             alarm.join()
         if self.interrupted:
-            return Outcome(Status.EXIT, "interrupted", self._busiest().engine.dump())
-        return Outcome(Status.TIMEOUT, f"not over after {timeout:g} s", self._busiest().engine.dump())
+            return Outcome(Status.EXIT, "interrupted", dump(self._busiest().engine))
+        return Outcome(Status.TIMEOUT, f"not over after {timeout:g} s", dump(self._busiest().engine))
 
     def _is_to_end(self, end: float | None) -> bool:
         return self.interrupted or (end is not None and time.monotonic() >= end)
@@ -278,7 +279,7 @@ class Machine:
         if not any(cpu.on for cpu in self._cpus):
             return Outcome(Status.HUNG, "every vCPU is off")
         return Outcome(
-            Status.HUNG, "every vCPU waits for an interrupt and no device will raise one", self._cpus[0].engine.dump()
+            Status.HUNG, "every vCPU waits for an interrupt and no device will raise one", dump(self._cpus[0].engine)
         )
 
     def _slice(self, cpu: _Cpu, length: int) -> Outcome | None:
@@ -314,10 +315,10 @@ class Machine:
             cpu.engine.set_x(0, (1 << 64) - 1)
         elif stop is Stop.STUCK:
             reason = "takes exceptions for ever without executing an instruction"
-            return Outcome(Status.HUNG, f"vCPU {cpu.number} {reason}", cpu.engine.dump())
+            return Outcome(Status.HUNG, f"vCPU {cpu.number} {reason}", dump(cpu.engine))
         elif stop is Stop.FAILED:
             reason = f"cannot be run any further: {cpu.engine.failure}"
-            return Outcome(Status.HUNG, f"vCPU {cpu.number} {reason}", cpu.engine.dump())
+            return Outcome(Status.HUNG, f"vCPU {cpu.number} {reason}", dump(cpu.engine))
         return None
 
     def _wait(self, cpu: _Cpu) -> None:

@@ -1,1 +1,0 @@
-"""What Linux does on bare metal."""
