@@ -28,7 +28,7 @@ def version() -> str:
 def run(kernel: Path, memory_mib: int, *options: str) -> tuple[float, str]:
     """Run a guest to its power-off: the whole process's wall time, and the console."""
     command = [PROGRAM, *MACHINE, "-m", str(memory_mib), "-nographic", "-monitor", "none", "-serial", "stdio"]
-    command += ["-no-reboot", "-kernel", str(kernel), *options]
+    command += ["-nic", "none", "-no-reboot", "-kernel", str(kernel), *options]
     begin = time.perf_counter()
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=600)
     return time.perf_counter() - begin, result.stdout.decode("utf-8", "replace")

@@ -176,7 +176,7 @@ def test_slices_watches_and_flushes_at_random_change_no_count(seed: int) -> None
         stop = sliced.run(sliced.total + chooser.randrange(1, 60))
         if stop is Stop.WATCH:
             sliced.watch([])
-        chooser.choice((sliced.flush_tlb, sliced.invalidate_code, sliced.dump, sliced.dump))()
+        chooser.choice((sliced.flush_tlb, sliced.invalidate_code, lambda: dump(sliced)))()
         if stop is Stop.WATCH:
             stop = sliced.run(sliced.total + chooser.randrange(1, 20))
     assert (sliced.counts() == whole.counts()).all()

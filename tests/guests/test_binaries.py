@@ -66,7 +66,7 @@ def test_a_guest_that_is_not_there_is_named_with_those_that_are() -> None:
 
 def run_on_qemu(kernel: Path, *options: str, gic: int = 3) -> list[str]:
     command = [QEMU, "-M", f"virt,gic-version={gic}", "-nographic", "-monitor", "none", "-serial", "stdio"]
-    command += ["-no-reboot", "-kernel", str(kernel), *options]
+    command += ["-nic", "none", "-no-reboot", "-kernel", str(kernel), *options]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return result.stdout.splitlines()
 
