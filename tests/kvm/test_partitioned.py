@@ -209,6 +209,17 @@ def test_the_cycle_counter_is_filtered_as_cpu_cycles() -> None:
         assert pe.ccntr == counted
 
 
+def test_software_increments_and_chains_are_never_filtered() -> None:
+    # Linux Documentation/virt/kvm/devices/vcpu.rst, "Restrictions" of KVM_ARM_VCPU_PMU_V3_FILTER.
+    vm = make_vm(4, denied=[0x00, 0x08, 0x1E])
+    assert [partitioned.event_allowed(vm, event) for event in (0x00, 0x08, 0x1E)] == [1, 0, 1]
+    pe, vcpu = make_pe(4), make_vcpu(make_pe(4))
+    vcpu.cnten, vcpu.pmcr = 1, 1  # counter 0, PMCR_EL0.E
+    partitioned.vcpu_load(pe, make_host(), vm, vcpu, 1)
+    pmu.pmu_sw_increment(pe, 1, 1)
+    assert pe.evcntr[0] == 1
+
+
 def test_a_filter_speaks_of_the_events_in_its_words_only() -> None:
     vm = make_vm(4, denied=[0x08, 0x41])
     assert [partitioned.event_allowed(vm, event) for event in (0x07, 0x08, 0x40, 0x41, 0x80, 0xFFFF)] == [

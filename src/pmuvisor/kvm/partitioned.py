@@ -8,7 +8,7 @@ Partitioning" series (v7) and the review of its MDCR_EL2 and context-swap patche
 from __future__ import annotations
 
 from pmuvisor.arch import pmu
-from pmuvisor.arch.events import CPU_CYCLES
+from pmuvisor.arch.events import CHAIN, CPU_CYCLES, SW_INCR
 from pmuvisor.arch.pmu import Features, Pe
 from pmuvisor.arch.sysreg import (
     CYCLE,
@@ -141,9 +141,13 @@ EXCLUDE_EL1_EL0 = (1 << FILTER_P) | (1 << FILTER_U)
 
 
 def event_allowed(vm: Vm, event: int) -> int:
-    """Return 1 where the VM's event filter lets `event` count."""
+    """Return 1 where the VM's event filter lets `event` count.
+
+    SW_INCR, which is no hardware event, and CHAIN, which is hardly an event, are never filtered (Linux
+    Documentation/virt/kvm/devices/vcpu.rst, KVM_ARM_VCPU_PMU_V3_FILTER).
+    """
     word = event >> 6
-    if word >= vm.filter_words:
+    if word >= vm.filter_words or event in (SW_INCR, CHAIN):
         return 1
     return 1 - ((vm.denied[word] >> (event & 63)) & 1)
 
