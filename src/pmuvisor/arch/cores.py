@@ -13,12 +13,23 @@ from pmuvisor import records
 from pmuvisor.arch import pmu
 from pmuvisor.arch.events import pmceid
 from pmuvisor.arch.pmu import Features, Pe
+from pmuvisor.arch.sysreg import (
+    MAX_EVENT_COUNTERS,
+    PMUV3P0,
+    PMUV3P1,
+    PMUV3P4,
+    PMUV3P5,
+    PMUV3P7,
+    PMUV3P8,
+    PMUV3P9,
+)
 
 FULL_MASK = (1 << 64) - 1
+PMU_VERSIONS = {PMUV3P0, PMUV3P1, PMUV3P4, PMUV3P5, PMUV3P7, PMUV3P8, PMUV3P9}
 
 
 class CoreError(ValueError):
-    """A core that is not in the data file."""
+    """A core that is not in the data file, or that cannot be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +57,15 @@ class Core:
     sel2: bool = False
     mt: bool = False
     aarch32: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise CoreError for a core that the architecture does not have."""
+        if not 0 <= self.event_counters <= MAX_EVENT_COUNTERS:
+            raise CoreError(f"core {self.name}: event_counters {self.event_counters}: expected 0 to 31")
+        if self.pmuver not in PMU_VERSIONS:
+            raise CoreError(f"core {self.name}: pmuver {self.pmuver}: expected one of {sorted(PMU_VERSIONS)}")
+        if self.icntr and not (self.fgt2 and self.pmuver >= PMUV3P9):
+            raise CoreError(f"core {self.name}: icntr: FEAT_PMUv3_ICNTR comes with FEAT_FGT2 and FEAT_PMUv3p9 only")
 
 
 @functools.cache
