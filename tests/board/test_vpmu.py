@@ -138,8 +138,16 @@ def test_a_trapped_access_is_not_counted_and_a_direct_one_is() -> None:
 
 @pytest.mark.parametrize(
     ("words", "direct"),
-    [([ldrw(5, 21, 0x18)], 0), ([strw(31, 21)], 0), ([SMC], 0), ([HVC], 1)],
-    ids=["device read", "device write", "SMC", "HVC"],
+    [
+        ([ldrw(5, 21, 0x18)], 0),
+        ([strw(31, 21)], 0),
+        ([ldr(5, 21, 0x18)], 0),
+        ([str_(31, 21)], 0),
+        ([0xA9401EA6], 0),  # ldp x6, x7, [x21]
+        ([SMC], 0),
+        ([HVC], 1),
+    ],
+    ids=["device read", "device write", "64-bit device read", "64-bit device write", "device pair", "SMC", "HVC"],
 )
 def test_what_the_host_emulates_the_guest_does_not_retire(words: list[int], direct: int) -> None:
     """A device access aborts at stage 2 and an SMC is trapped; an HVC is executed, and returns behind itself."""

@@ -105,6 +105,8 @@ class _Cpu:
     """Physical pages whose code another vCPU changed since this one ran."""
     all_code_stale: bool = False
     tlb_stale: bool = False
+    last_mmio: int = -1
+    """How many instructions were retired before the last one that accessed a device."""
     exits: Counter[str] = field(default_factory=Counter)
 
 
@@ -415,9 +417,15 @@ class Machine:
         return 0
 
     def _mmio_exit(self, cpu: _Cpu, lane: Lane) -> None:
-        """An access to an emulated device aborts at stage 2: the guest retires nothing."""
-        cpu.exits["mmio"] += 1
-        cpu.pmu.emulated(cpu.engine.el, lane)
+        """An access to an emulated device aborts at stage 2: the guest retires nothing.
+
+        One of 64 bits, or of a pair, comes in parts, between which nothing retires: it is one exit.
+        """
+        at = cpu.engine.total
+        if at != cpu.last_mmio:
+            cpu.last_mmio = at
+            cpu.exits["mmio"] += 1
+            cpu.pmu.emulated(cpu.engine.el, lane)
         self._exited(cpu)
 
     def _drive_timers(self) -> None:
