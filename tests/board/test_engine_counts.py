@@ -17,7 +17,8 @@ from board.engine_support import (
     registers,
     words,
 )
-from pmuvisor.board.engine import RAM_BASE, Action, Engine, Lane, Stop, Watch, key
+from pmuvisor.arch.sysreg import encode
+from pmuvisor.board.engine import RAM_BASE, Action, Engine, Lane, Stop, Watch
 
 BOTH = 3
 NOP, WFI, HERE = 0xD503201F, 0xD503207F, 0x14000000
@@ -145,14 +146,14 @@ def test_detail_can_be_switched_by_a_register_write() -> None:
     # ldr; msr pmccntr_el0,x1; ldr; ldr; msr pmccntr_el0,xzr; ldr; wfi
     load, on, off = 0xF94003E2, 0xD51B9D01, 0xD51B9D1F
     engine = guest(words(load, on, load, load, off, load, WFI), on_sysreg)
-    engine.set_action(key(3, 3, 9, 13, 0), Action.CALL)
+    engine.set_action(encode(3, 3, 9, 13, 0), Action.CALL)
     engine.set_x(1, 1)
     assert engine.run(100) is Stop.WFI
     assert engine.counts()[1, Lane.LD] == 2
 
 
 def test_total_in_a_sysreg_callback_counts_what_ran_before_the_access() -> None:
-    pmccntr, seen = key(3, 3, 9, 13, 0), []
+    pmccntr, seen = encode(3, 3, 9, 13, 0), []
 
     def on_sysreg(number: int, write: bool, value: int) -> int:
         seen.append((number, write, engine.total, engine.pc, int(engine.counts()[1, Lane.LD])))

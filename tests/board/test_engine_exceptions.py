@@ -5,7 +5,8 @@ import random
 import pytest
 
 from board.engine_support import Stepper, assemble, guest, needs_assembler, registers, words
-from pmuvisor.board.engine import RAM_BASE, Engine, Lane, Stop, Watch, key
+from pmuvisor.arch.sysreg import encode
+from pmuvisor.board.engine import RAM_BASE, Engine, Lane, Stop, Watch
 from pmuvisor.board.engine_dump import dump
 
 NOP, WFI, HERE, SVC, HVC, SMC, UDF = 0xD503201F, 0xD503207F, 0x14000000, 0xD4000001, 0xD4000002, 0xD4000003, 0
@@ -354,4 +355,4 @@ def test_dump_names_registers_and_the_instruction_in_80_columns() -> None:
 
 
 def test_the_number_of_a_register_is_its_encoding() -> None:
-    assert key(3, 3, 9, 12, 0) == 0b11_011_1001_1100_000
+    assert encode(3, 3, 9, 12, 0) == 0b11_011_1001_1100_000

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from board.engine_support import guest, no_sysreg, words
+from pmuvisor.arch.sysreg import encode
 from pmuvisor.board import engine_registers
-from pmuvisor.board.engine import RAM_BASE, Action, Engine, Lane, Stop, key
+from pmuvisor.board.engine import RAM_BASE, Action, Engine, Lane, Stop
 
 NOP, WFI, HERE, ERET = 0xD503201F, 0xD503207F, 0x14000000, 0xD69F03E0
 VECTORS = RAM_BASE + 0x800
@@ -15,10 +16,10 @@ SYNC_SAME, SYNC_LOWER = 0x200, 0x400
 ESR_EL1, ELR_EL1, VBAR_EL1 = (3, 0, 5, 2, 0), (3, 0, 4, 0, 1), (3, 0, 12, 0, 0)
 UNDEFINED = 1 << 25
 
-PMCCNTR_EL0 = key(3, 3, 9, 13, 0)  # Unicorn has it
-PMEVCNTR9_EL0 = key(3, 3, 14, 9, 1)  # Unicorn has it not
-PMINTENSET_EL1 = key(3, 0, 9, 14, 1)  # Unicorn has it
-ICC_IAR1_EL1 = key(3, 0, 12, 12, 0)  # Unicorn has it not
+PMCCNTR_EL0 = encode(3, 3, 9, 13, 0)  # Unicorn has it
+PMEVCNTR9_EL0 = encode(3, 3, 14, 9, 1)  # Unicorn has it not
+PMINTENSET_EL1 = encode(3, 0, 9, 14, 1)  # Unicorn has it
+ICC_IAR1_EL1 = encode(3, 0, 12, 12, 0)  # Unicorn has it not
 REACHED_FROM_EL0 = {PMCCNTR_EL0, PMEVCNTR9_EL0}
 ALL_FOUR = [PMCCNTR_EL0, PMEVCNTR9_EL0, PMINTENSET_EL1, ICC_IAR1_EL1]
 
@@ -176,7 +177,7 @@ def test_el0_reaches_the_counter_only_where_cntkctl_allows_it() -> None:
     for control, allowed in ((0, False), (1, False), (2, True)):
         engine = with_vectors(words(NOP, mrs(engine_registers.CNTVCT_EL0, 5), 0xD4000001), 0)
         engine.clock_base = 1000
-        engine.set_action(key(3, 0, 14, 1, 0), Action.STORE, control)
+        engine.set_action(encode(3, 0, 14, 1, 0), Action.STORE, control)
         assert engine.run(100) is Stop.WFI
         if allowed:
             assert engine.get_x(5) == 1001
@@ -188,7 +189,7 @@ def test_el0_reaches_the_counter_only_where_cntkctl_allows_it() -> None:
 def test_el0_reaches_its_own_registers_and_not_those_of_el1() -> None:
     reached = [(3, 3, 13, 0, 2), (3, 3, 13, 0, 3), (3, 3, 4, 2, 0), (3, 3, 4, 4, 0), (3, 3, 0, 0, 7), (3, 3, 0, 0, 1)]
     for encoding in reached:
-        engine = with_vectors(words(mrs(key(*encoding)), 0xD4000001), 0)
+        engine = with_vectors(words(mrs(encode(*encoding)), 0xD4000001), 0)
         engine.write_register(3, 0, 1, 0, 2, 3 << 20)  # FP and SIMD for the FPCR
         engine.write_register(3, 0, 1, 0, 0, engine.read_register(3, 0, 1, 0, 0) | 1 << 15)  # UCT for the CTR
         assert engine.run(10) is Stop.WFI
@@ -196,7 +197,7 @@ def test_el0_reaches_its_own_registers_and_not_those_of_el1() -> None:
     for name, encoding in engine_registers.PASS.items():
         if encoding[:2] not in ((3, 0), (3, 1), (3, 2)):
             continue
-        for instruction in (mrs(key(*encoding)), msr(key(*encoding))):
+        for instruction in (mrs(encode(*encoding)), msr(encode(*encoding))):
             engine = with_vectors(words(instruction, 0xD4000001), 0)
             engine.set_x(1, 0x1F0)
             before = engine.read_register(*encoding) if name != "SPSel" else 0
@@ -206,7 +207,7 @@ def test_el0_reaches_its_own_registers_and_not_those_of_el1() -> None:
                 assert engine.read_register(*encoding) == before, name
 
 
-ID_SPACE = [key(3, 0, 0, crm, op2) for crm in range(1, 8) for op2 in range(8)]
+ID_SPACE = [encode(3, 0, 0, crm, op2) for crm in range(1, 8) for op2 in range(8)]
 
 
 def test_the_id_space_reads_at_el1_only_and_is_never_written() -> None:
@@ -226,7 +227,7 @@ def test_pass_is_refused_for_registers_not_known_to_be_safe() -> None:
 
 
 def test_mixed_endianness_cannot_be_switched_on() -> None:
-    sctlr = key(3, 0, 1, 0, 0)
+    sctlr = encode(3, 0, 1, 0, 0)
     engine = guest(words(mrs(sctlr, 1), 0xAA030021, msr(sctlr, 1), mrs(sctlr, 2), WFI))  # orr x1,x1,x3
     engine.set_x(3, 1 << 25 | 1 << 24 | 1 << 2)
     assert engine.run(100) is Stop.WFI
@@ -236,7 +237,8 @@ def test_mixed_endianness_cannot_be_switched_on() -> None:
 
 
 def test_restarting_a_cpu_forgets_its_registers_and_keeps_its_counts() -> None:
-    engine = guest(words(msr(key(3, 0, 13, 0, 4)), msr(key(2, 0, 0, 2, 2)), WFI, mrs(key(3, 0, 13, 0, 4), 2), WFI))
+    tpidr, mdscr = encode(3, 0, 13, 0, 4), encode(2, 0, 0, 2, 2)
+    engine = guest(words(msr(tpidr), msr(mdscr), WFI, mrs(tpidr, 2), WFI))
     engine.set_x(1, 77)
     assert engine.run(100) is Stop.WFI
     engine.start(RAM_BASE + 12, 5)

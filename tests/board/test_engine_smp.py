@@ -3,8 +3,8 @@
 import pytest
 
 from board.engine_support import RAM_SIZE, assemble, needs_assembler, no_sysreg, words
+from pmuvisor.arch.sysreg import encode
 from pmuvisor.board.engine import RAM_BASE, Engine, GuestMemory, Lane, Stop
-from pmuvisor.board.engine_registers import key
 
 NOP, WFI, HERE = 0xD503201F, 0xD503207F, 0x14000000
 SHARED = RAM_BASE + 0x10_0000
@@ -115,7 +115,7 @@ def test_code_written_by_another_engine_runs_once_it_was_told(named_pages: bool)
 
 
 def test_ic_iallu_alone_brings_in_what_another_engine_wrote() -> None:
-    ic_iallu = 0xD5000000 | key(1, 0, 7, 5, 0) << 5 | 31
+    ic_iallu = 0xD5000000 | encode(1, 0, 7, 5, 0) << 5 | 31
     (cpu,) = engines(words(0x94000400, ic_iallu, 0x940003FE, WFI), 1)  # bl ROUTINE; ic iallu; bl ROUTINE; wfi
     cpu.ram.write(ROUTINE, words(0x91000400, RET))  # add x0,x0,#1; ret
     assert cpu.run(4) is Stop.LIMIT
@@ -126,7 +126,7 @@ def test_ic_iallu_alone_brings_in_what_another_engine_wrote() -> None:
 
 
 def test_ic_for_everybody_names_all_pages() -> None:
-    ic_ialluis = 0xD5000000 | key(1, 0, 7, 1, 0) << 5 | 31
+    ic_ialluis = 0xD5000000 | encode(1, 0, 7, 1, 0) << 5 | 31
     (cpu,) = engines(words(ic_ialluis, WFI), 1)
     assert cpu.run(100) is Stop.WFI
     assert cpu.code_changed
@@ -134,7 +134,7 @@ def test_ic_for_everybody_names_all_pages() -> None:
 
 
 def test_tlbi_is_marked_only_when_it_concerns_others() -> None:
-    vmalle1, vmalle1is = (0xD5000000 | key(1, 0, 8, crm, 0) << 5 | 31 for crm in (7, 3))
+    vmalle1, vmalle1is = (0xD5000000 | encode(1, 0, 8, crm, 0) << 5 | 31 for crm in (7, 3))
     (cpu,) = engines(words(vmalle1, WFI, vmalle1is, WFI), 1)
     cpu.run(100)
     assert not cpu.tlb_changed

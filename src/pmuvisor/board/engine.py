@@ -47,12 +47,13 @@ from unicorn import (
 from unicorn import arm64_const as uc_const
 from unicorn.unicorn_py3.unicorn import uclib
 
+from pmuvisor.arch.sysreg import encode
 from pmuvisor.board import cpustate, engine_fill, native, native_fill
 from pmuvisor.board import engine_registers as registers
-from pmuvisor.board.engine_registers import Action, key
+from pmuvisor.board.engine_registers import Action
 from pmuvisor.board.native_memory import CFunction
 
-__all__ = ["Action", "Engine", "EngineFailure", "GuestMemory", "Lane", "MemoryBoundsError", "Stop", "Watch", "key"]
+__all__ = ["Action", "Engine", "EngineFailure", "GuestMemory", "Lane", "MemoryBoundsError", "Stop", "Watch"]
 
 RAM_BASE = 0x4000_0000
 MASK64 = (1 << 64) - 1
@@ -409,7 +410,7 @@ class Engine:
         self.write_register(*cpustate.SCR_EL3, 1 | 1 << 8 | 1 << 10)
         self.write_register(*cpustate.HCR_EL2, 1 << 31)
         for encoding in registers.STORE.values():
-            self._values[key(*encoding)] = 0
+            self._values[encode(*encoding)] = 0
         self._word(self._layout.pc).value = pc
         self.set_x(0, x0)
         self._rebuild_flags(self._env)
@@ -424,7 +425,7 @@ class Engine:
     # --- what the machine offers the guest --------------------------------------------------------------------------
 
     def set_action(self, number: int, action: Action, value: int = 0) -> None:
-        """Say what an access to a system register does. `number` as `key` makes it."""
+        """Say what an access to a system register does. `number` is its key (`sysreg.encode`)."""
         if action is Action.PASS and number not in registers.defaults():
             raise ValueError(f"{number:#x} is not a register that can be left to Unicorn")
         self._actions[number] = action

@@ -7,6 +7,7 @@ RAS, SPE, trace or AMU. The PMU, the interrupt controller and the timers belong 
 
 from enum import IntEnum
 
+from pmuvisor.arch.sysreg import encode
 from pmuvisor.board import native
 
 
@@ -26,15 +27,10 @@ class Action(IntEnum):
     """The machine's `on_sysreg` does it."""
 
 
-def key(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
-    """The 16-bit number of a system register or system instruction."""
-    return (op0 & 3) << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
-
-
-CNTFRQ_EL0, CNTPCT_EL0, CNTVCT_EL0 = (key(3, 3, 14, 0, n) for n in range(3))
-ISR_EL1 = key(3, 0, 12, 1, 0)
-MIDR_EL1 = key(3, 0, 0, 0, 0)
-MPIDR_EL1 = key(3, 0, 0, 0, 5)
+CNTFRQ_EL0, CNTPCT_EL0, CNTVCT_EL0 = (encode(3, 3, 14, 0, n) for n in range(3))
+ISR_EL1 = encode(3, 0, 12, 1, 0)
+MIDR_EL1 = encode(3, 0, 0, 0, 0)
+MPIDR_EL1 = encode(3, 0, 0, 0, 5)
 TLBI_OP2 = (0, 1, 2, 3, 5, 7)  # VMALLE1, VAE1, ASIDE1, VAAE1, VALE1, VAALE1
 BREAKPOINTS, WATCHPOINTS = 6, 4
 
@@ -125,31 +121,31 @@ STORE = {
 }
 
 SPECIAL = {
-    key(*PASS["SCTLR_EL1"]): native.SPECIAL_SCTLR,
-    key(*PASS["TCR_EL1"]): native.SPECIAL_TCR,
-    key(*PASS["TTBR0_EL1"]): native.SPECIAL_TTBR,
-    key(*PASS["TTBR1_EL1"]): native.SPECIAL_TTBR,
-    key(*PASS["SPSR_EL1"]): native.SPECIAL_SPSR,
-    key(*PASS["IC IALLUIS"]): native.SPECIAL_IC,
-    key(*PASS["IC IALLU"]): native.SPECIAL_IC,
-    key(*PASS["IC IVAU"]): native.SPECIAL_IC,
+    encode(*PASS["SCTLR_EL1"]): native.SPECIAL_SCTLR,
+    encode(*PASS["TCR_EL1"]): native.SPECIAL_TCR,
+    encode(*PASS["TTBR0_EL1"]): native.SPECIAL_TTBR,
+    encode(*PASS["TTBR1_EL1"]): native.SPECIAL_TTBR,
+    encode(*PASS["SPSR_EL1"]): native.SPECIAL_SPSR,
+    encode(*PASS["IC IALLUIS"]): native.SPECIAL_IC,
+    encode(*PASS["IC IALLU"]): native.SPECIAL_IC,
+    encode(*PASS["IC IVAU"]): native.SPECIAL_IC,
 }
 """System registers whose writes the engine must notice, or check, before Unicorn makes them."""
-SPECIAL.update({key(1, 0, 8, crm, op2): native.SPECIAL_TLBI for crm in (3, 7) for op2 in TLBI_OP2})
+SPECIAL.update({encode(1, 0, 8, crm, op2): native.SPECIAL_TLBI for crm in (3, 7) for op2 in TLBI_OP2})
 
 
 def defaults() -> dict[int, tuple[Action, int]]:
     """Action and value of every register that is not UNDEFINED."""
     table: dict[int, tuple[Action, int]] = {}
     for crm in range(1, 8):  # the ID space: what is not allocated reads as zero
-        table.update({key(3, 0, 0, crm, op2): (Action.CONST, 0) for op2 in range(8)})
-    table.update({key(*encoding): (Action.PASS, 0) for encoding in PASS.values()})
+        table.update({encode(3, 0, 0, crm, op2): (Action.CONST, 0) for op2 in range(8)})
+    table.update({encode(*encoding): (Action.PASS, 0) for encoding in PASS.values()})
     table.update(dict.fromkeys(SPECIAL, (Action.PASS, 0)))
-    table.update({key(*encoding): (Action.CONST, value) for encoding, value in CONST.values()})
-    table.update({key(*encoding): (Action.STORE, 0) for encoding in STORE.values()})
+    table.update({encode(*encoding): (Action.CONST, value) for encoding, value in CONST.values()})
+    table.update({encode(*encoding): (Action.STORE, 0) for encoding in STORE.values()})
     for n in range(BREAKPOINTS):
-        table.update({key(2, 0, 0, n, op2): (Action.STORE, 0) for op2 in (4, 5)})
+        table.update({encode(2, 0, 0, n, op2): (Action.STORE, 0) for op2 in (4, 5)})
     for n in range(WATCHPOINTS):
-        table.update({key(2, 0, 0, n, op2): (Action.STORE, 0) for op2 in (6, 7)})
+        table.update({encode(2, 0, 0, n, op2): (Action.STORE, 0) for op2 in (6, 7)})
     table.update({CNTPCT_EL0: (Action.CLOCK, 0), CNTVCT_EL0: (Action.CLOCK, 0)})
     return table

@@ -25,6 +25,7 @@ guest can do raises.
 from collections.abc import Callable
 from typing import Final
 
+from pmuvisor.arch.sysreg import encode
 from pmuvisor.board.memmap import GICR_SIZE_PER_CPU, INTID_COUNT, MAX_CPUS, SPI_FIRST
 
 SPURIOUS: Final = 1023
@@ -407,7 +408,7 @@ class Gic:
     def icc_read(self, cpu: int, key: int) -> int | None:
         """What an MRS of an ICC_* register gives, 64 bits wide; None if there is no such register to read.
 
-        `key` is `(op0 & 3) << 14 | op1 << 11 | CRn << 7 | CRm << 3 | op2`. Reading ICC_IARn_EL1 acknowledges.
+        `key` is as `sysreg.encode` makes it. Reading ICC_IARn_EL1 acknowledges.
         """
         reader = _READERS.get(key)
         return None if reader is None else reader(self, self._cpus[cpu])
@@ -542,15 +543,11 @@ class Gic:
         return [target for target in self._cpus if value >> target.number & 1]
 
 
-def _key(op1: int, crn: int, crm: int, op2: int) -> int:
-    return 3 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
-
-
-_PMR: Final = _key(0, 4, 6, 0)
-_IAR0, _EOIR0, _HPPIR0, _BPR0, _AP0R0 = (_key(0, 12, 8, n) for n in range(5))
-_AP1R0: Final = _key(0, 12, 9, 0)
-_DIR, _RPR, _SGI1R, _ASGI1R, _SGI0R = (_key(0, 12, 11, n) for n in (1, 3, 5, 6, 7))
-_IAR1, _EOIR1, _HPPIR1, _BPR1, _CTLR, _SRE, _IGRPEN0, _IGRPEN1 = (_key(0, 12, 12, n) for n in range(8))
+_PMR: Final = encode(3, 0, 4, 6, 0)
+_IAR0, _EOIR0, _HPPIR0, _BPR0, _AP0R0 = (encode(3, 0, 12, 8, n) for n in range(5))
+_AP1R0: Final = encode(3, 0, 12, 9, 0)
+_DIR, _RPR, _SGI1R, _ASGI1R, _SGI0R = (encode(3, 0, 12, 11, n) for n in (1, 3, 5, 6, 7))
+_IAR1, _EOIR1, _HPPIR1, _BPR1, _CTLR, _SRE, _IGRPEN0, _IGRPEN1 = (encode(3, 0, 12, 12, n) for n in range(8))
 
 _READERS: Final[dict[int, Callable[[Gic, _Cpu], int]]] = {
     _PMR: lambda gic, c: c.pmr,

@@ -13,6 +13,7 @@ never meet it, and a condition that was met ends when the counter wraps. Where t
 
 from typing import Final
 
+from pmuvisor.arch.sysreg import encode
 from pmuvisor.board.memmap import COUNTER_HZ
 
 _MASK64: Final = (1 << 64) - 1
@@ -20,20 +21,15 @@ _ENABLE: Final = 1 << 0
 _IMASK: Final = 1 << 1
 _ISTATUS: Final = 1 << 2
 
-
-def _key(crm: int, op2: int) -> int:
-    return 3 << 14 | 3 << 11 | 14 << 7 | crm << 3 | op2
-
-
-CNTFRQ_EL0: Final = _key(0, 0)
-CNTPCT_EL0: Final = _key(0, 1)
-CNTVCT_EL0: Final = _key(0, 2)
-CNTP_TVAL_EL0: Final = _key(2, 0)
-CNTP_CTL_EL0: Final = _key(2, 1)
-CNTP_CVAL_EL0: Final = _key(2, 2)
-CNTV_TVAL_EL0: Final = _key(3, 0)
-CNTV_CTL_EL0: Final = _key(3, 1)
-CNTV_CVAL_EL0: Final = _key(3, 2)
+CNTFRQ_EL0: Final = encode(3, 3, 14, 0, 0)
+CNTPCT_EL0: Final = encode(3, 3, 14, 0, 1)
+CNTVCT_EL0: Final = encode(3, 3, 14, 0, 2)
+CNTP_TVAL_EL0: Final = encode(3, 3, 14, 2, 0)
+CNTP_CTL_EL0: Final = encode(3, 3, 14, 2, 1)
+CNTP_CVAL_EL0: Final = encode(3, 3, 14, 2, 2)
+CNTV_TVAL_EL0: Final = encode(3, 3, 14, 3, 0)
+CNTV_CTL_EL0: Final = encode(3, 3, 14, 3, 1)
+CNTV_CVAL_EL0: Final = encode(3, 3, 14, 3, 2)
 
 KEYS: Final = frozenset(
     (CNTFRQ_EL0, CNTPCT_EL0, CNTVCT_EL0)
@@ -106,7 +102,7 @@ class ArchTimer:
     def read(self, cpu: int, key: int, now: int) -> int | None:
         """What an MRS gives, 64 bits wide; None if it is not one of the registers named in this module.
 
-        `key` is `(op0 & 3) << 14 | op1 << 11 | CRn << 7 | CRm << 3 | op2`.
+        `key` is as `sysreg.encode` makes it.
         """
         if CNTV_TVAL_EL0 <= key <= CNTV_CVAL_EL0:
             return self._virtual[cpu].read(key - CNTV_TVAL_EL0, now)
