@@ -34,11 +34,13 @@ from a64 import (
     low_bits,
     movz,
     mrs,
+    msr,
     str_,
     strw,
     subs,
 )
 from board.machine_support import RESULTS, Board, board
+from pmuvisor.arch import sysreg
 from pmuvisor.arch.cores import core
 from pmuvisor.board.machine import Config, CountError, Machine, Status
 
@@ -141,6 +143,22 @@ def test_cpu_on_starts_a_vcpu_with_its_context_and_cpu_off_ends_it() -> None:
     assert b.run().status is Status.POWEROFF
     assert [b.result(2 * cpu) for cpu in (1, 2, 3)] == [0x1001, 0x77, 0x1003]
     assert [b.result(2 * cpu + 1) for cpu in (1, 2, 3)] == [1 << 31 | cpu for cpu in (1, 2, 3)]
+
+
+def test_cpu_on_resets_the_pmu_of_the_vcpu() -> None:
+    """kvm_psci_vcpu_on() resets the vCPU, its PMU included."""
+    p = Program()
+    for _ in range(2):
+        turn_on(p, 1, "secondary")
+        wait_until_off(p, 1)
+    p.psci(PSCI_SYSTEM_OFF)
+    p.label("secondary")(mrs(5, sysreg.PMCNTENSET_EL0), mrs(6, sysreg.PMEVCNTR0_EL0), mrs(7, sysreg.PMINTENSET_EL1))
+    for number, register in enumerate((5, 6, 7)):
+        save(p, register, number)
+    p.mov(8, 1)(msr(sysreg.PMCNTENSET_EL0, 8), msr(sysreg.PMEVCNTR0_EL0, 8), msr(sysreg.PMINTENSET_EL1, 8))
+    b = board(p.psci(PSCI_CPU_OFF), vcpus=2)
+    assert b.run().status is Status.POWEROFF
+    assert [b.result(n) for n in range(3)] == [0, 0, 0]
 
 
 def test_cpu_on_refuses_a_vcpu_that_runs_or_is_not_there() -> None:

@@ -199,6 +199,7 @@ class Machine:
         cpu.all_code_stale = cpu.tlb_stale = cpu.waiting = False
         cpu.stale_code.clear()
         cpu.on = True
+        cpu.pmu.reset()
         cpu.pmu.load()
 
     # ---- time -----------------------------------------------------------------------------------------------

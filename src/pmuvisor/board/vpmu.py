@@ -106,11 +106,14 @@ class VirtualPmu:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._told: _Wanted = (engine.detail, ())
         self._evaluated: tuple[int, ...] = ()
-        vcpu.reset(self.vcpu)
         pmu.write(self.pe, 2, sysreg.PMCR_EL0, sysreg.PMCR_E | sysreg.PMCR_LC | sysreg.PMCR_LP)
         vcpu.guest_exit(self.pe)
 
     # ---- life cycle -----------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Reset the guest's PMU, as KVM does with a vCPU that is turned on. It is not loaded."""
+        vcpu.reset(self.vcpu)
 
     def load(self) -> None:
         """Load the vCPU on its CPU and enter the guest."""
