@@ -26,6 +26,11 @@ from pmuvisor.arch.sysreg import (
     FILTER_SH,
     FILTER_U,
     INSTRUCTION,
+    MDCR_HCCD,
+    MDCR_HLP,
+    MDCR_HPMD,
+    MDCR_HPME,
+    MDCR_HPMFZO,
     MDCR_HPMN,
     PMCCFILTR_EL0,
     PMCCNTR_EL0,
@@ -249,19 +254,19 @@ def count_pmu_events(pe: Pe, el: int) -> int:
     """State CountPMUEvents() for every counter at once: the mask of those that count at `el`."""
     first = first_range(pe)
     second = second_range(pe)
-    enabled = pe.cnten & ((first & -(pe.pmcr & PMCR_E)) | (second & -((pe.mdcr_el2 >> 7) & 1)))
+    enabled = pe.cnten & ((first & -(pe.pmcr & PMCR_E)) | (second & -nonzero(pe.mdcr_el2 & MDCR_HPME)))
     stopped_first = 0
     stopped_second = 0
     cycle_prohibited = 0
     if el == 2 and pe.core.pmuver >= PMUV3P1:
-        stopped_first = (pe.mdcr_el2 >> 17) & 1
+        stopped_first = nonzero(pe.mdcr_el2 & MDCR_HPMD)
     if pe.core.pmuver >= PMUV3P7:
-        stopped_first |= ((pe.pmcr >> 9) & 1) & should_pmu_freeze(pe, first)
-        stopped_second = ((pe.mdcr_el2 >> 29) & 1) & should_pmu_freeze(pe, second)
+        stopped_first |= nonzero(pe.pmcr & PMCR_FZO) & should_pmu_freeze(pe, first)
+        stopped_second = nonzero(pe.mdcr_el2 & MDCR_HPMFZO) & should_pmu_freeze(pe, second)
     if el == 2 and pe.core.pmuver >= PMUV3P5:
-        cycle_prohibited = (pe.mdcr_el2 >> 23) & 1
+        cycle_prohibited = nonzero(pe.mdcr_el2 & MDCR_HCCD)
     stopped = (first & ~(1 << CYCLE) & -stopped_first) | (second & -stopped_second)
-    stopped |= ((stopped_first & (pe.pmcr >> 5) & 1) | cycle_prohibited) << CYCLE
+    stopped |= ((stopped_first & nonzero(pe.pmcr & PMCR_DP)) | cycle_prohibited) << CYCLE
     return enabled & ~stopped & ~filtered(pe, el)
 
 
@@ -269,8 +274,8 @@ def long_counters(pe: Pe) -> int:
     """Return the mask of the event counters that overflow at 64 bits: PMCR_EL0.LP or MDCR_EL2.HLP, from PMUv3p5."""
     if pe.core.pmuver < PMUV3P5:
         return 0
-    first = first_range(pe) & -((pe.pmcr >> 7) & 1)
-    return (first | (second_range(pe) & -((pe.mdcr_el2 >> 26) & 1))) & EVENT_COUNTERS
+    first = first_range(pe) & -nonzero(pe.pmcr & PMCR_LP)
+    return (first | (second_range(pe) & -nonzero(pe.mdcr_el2 & MDCR_HLP))) & EVENT_COUNTERS
 
 
 def event_counter_mask(pe: Pe) -> int:
@@ -378,7 +383,7 @@ def count_instructions(pe: Pe, amount: int) -> None:
 
 def effective_lc(pe: Pe) -> int:
     """Return PMCR_EL0.LC, which is RES1 where no Exception level can use AArch32."""
-    return ((pe.pmcr >> 6) & 1) | (1 - pe.core.aarch32)
+    return nonzero(pe.pmcr & PMCR_LC) | (1 - pe.core.aarch32)
 
 
 def overflow_interrupts(pe: Pe) -> int:
@@ -386,7 +391,7 @@ def overflow_interrupts(pe: Pe) -> int:
 
     CheckPMUOverflowCondition(PMUOverflowCondition_IRQ). PMCNTEN takes no part in it.
     """
-    on = (first_range(pe) & -(pe.pmcr & PMCR_E)) | (second_range(pe) & -((pe.mdcr_el2 >> 7) & 1))
+    on = (first_range(pe) & -(pe.pmcr & PMCR_E)) | (second_range(pe) & -nonzero(pe.mdcr_el2 & MDCR_HPME))
     return pe.ovs & pe.inten & on
 
 
