@@ -22,8 +22,10 @@ KEEP = 4
 
 def cache_root() -> Path:
     """The user's cache directory for this program (not created)."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pmuvisor"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # the XDG rules: a relative one is to be ignored
+        base = Path.home() / ".cache"
+    return base / "pmuvisor"
 
 
 def fingerprint() -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from pmuvisor.board.images import ImageError, ImageKind, load_image
 from pmuvisor.board.initramfs import CharDevice, Directory, File, cpio_newc
 from pmuvisor.board.memmap import RAM_BASE
+from pmuvisor.numba_cache import cache_root
 
 META_PACKAGE = "linux-image-cloud-arm64"
 """Debian's package that depends on its current arm64 kernel for virtual machines."""
@@ -81,10 +82,7 @@ def linux_initrd() -> bytes:
 
 def linux_folder() -> Path:
     """Where the kernel is kept."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not cache.is_absolute():  # the XDG rules: a relative one is to be ignored
-        cache = Path.home() / ".cache"
-    return cache / "pmuvisor" / "guests" / "linux"
+    return cache_root() / "guests" / "linux"
 
 
 def cached_linux() -> KernelFiles | None:
