@@ -3,20 +3,15 @@
 import capstone
 
 from pmuvisor.board.engine import Engine
+from pmuvisor.board.engine_registers import PASS
 
-CONTROL = {
-    "ELR": (3, 0, 4, 0, 1),
-    "ESR": (3, 0, 5, 2, 0),
-    "FAR": (3, 0, 6, 0, 0),
-    "SPSR": (3, 0, 4, 0, 0),
-    "VBAR": (3, 0, 12, 0, 0),
-}
+CONTROL = ("ELR", "ESR", "FAR", "SPSR", "VBAR")
 
 
 def dump(engine: Engine) -> str:
     """Return the registers and the instruction at the PC, in lines of at most 80 columns."""
     pairs = [("PC", engine.pc), ("PSTATE", engine.pstate), ("SP", engine.sp)]
-    pairs += [(name, engine.read_register(*encoding)) for name, encoding in CONTROL.items()]
+    pairs += [(name, engine.read_register(*PASS[f"{name}_EL1"])) for name in CONTROL]
     general = [(f"X{n}", engine.get_x(n)) for n in range(31)]
     lines = [*_columns(pairs), *_columns(general), instruction(engine)]
     return "\n".join(lines)

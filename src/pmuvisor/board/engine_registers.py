@@ -29,7 +29,6 @@ class Action(IntEnum):
 
 CNTFRQ_EL0, CNTPCT_EL0, CNTVCT_EL0 = (encode(3, 3, 14, 0, n) for n in range(3))
 ISR_EL1 = encode(3, 0, 12, 1, 0)
-MIDR_EL1 = encode(3, 0, 0, 0, 0)
 MPIDR_EL1 = encode(3, 0, 0, 0, 5)
 TLBI_OP2 = (0, 1, 2, 3, 5, 7)  # VMALLE1, VAE1, ASIDE1, VAAE1, VALE1, VAALE1
 BREAKPOINTS, WATCHPOINTS = 6, 4

@@ -16,13 +16,15 @@ from enum import StrEnum
 
 from pmuvisor import records
 from pmuvisor.arch import sysreg, traps
-from pmuvisor.arch.cores import Core
+from pmuvisor.arch.cores import Core, make_pe
 from pmuvisor.board import gicv3, memmap, pl011, psci, timer
 from pmuvisor.board.engine import Action, Engine, GuestMemory, Lane, Stop
 from pmuvisor.board.engine_dump import dump
+from pmuvisor.board.engine_registers import MPIDR_EL1
 from pmuvisor.board.images import Image, Layout
 from pmuvisor.board.vpmu import VirtualPmu
 from pmuvisor.kvm import access as door
+from pmuvisor.kvm import partitioned
 from pmuvisor.kvm.vcpu import PARTITIONED, Vm
 
 NS_PER_INSTRUCTION = 1
@@ -76,8 +78,8 @@ class Config:
         """Return the number of event counters that the guest gets. Raises CountError for an impossible one."""
         n = self.core.event_counters
         wanted = max(n - 2, min(n, 1)) if self.counters is None else self.counters
-        lowest = 0 if self.core.hpmn0 else 1
-        if not lowest <= wanted <= n:
+        if wanted < 0 or partitioned.count_refused(make_pe(self.core, ()).core, wanted):
+            lowest = 0 if self.core.hpmn0 else 1
             raise CountError(f"counters {wanted}: core {self.core.name} can give a guest {lowest} to {n}")
         return wanted
 
@@ -99,7 +101,6 @@ class _Cpu:
     number: int
     engine: Engine
     pmu: VirtualPmu
-    on: bool = False
     waiting: bool = False
     stale_code: set[int] = field(default_factory=set)
     """Physical pages whose code another vCPU changed since this one ran."""
@@ -179,7 +180,7 @@ class Machine:
         engine = cpu.engine
         pmuver = min(self.config.core.pmuver, KVM_PMUVER_LIMIT)
         engine.set_action(sysreg.ID_AA64DFR0_EL1, Action.CONST, DFR0_DEBUG | (pmuver << 8))
-        engine.set_action(sysreg.encode(3, 0, 0, 0, 5), Action.CONST, (1 << 31) | memmap.cpu_mpidr(cpu.number))
+        engine.set_action(MPIDR_EL1, Action.CONST, (1 << 31) | memmap.cpu_mpidr(cpu.number))
         for key in (*sysreg.PMU_KEYS, *timer.KEYS, *gicv3.ICC_KEYS):
             engine.set_action(key, Action.CALL)
 
@@ -198,7 +199,6 @@ class Machine:
         cpu.engine.start(entry, x0)
         cpu.all_code_stale = cpu.tlb_stale = cpu.waiting = False
         cpu.stale_code.clear()
-        cpu.on = True
         cpu.pmu.reset()
         cpu.pmu.load()
 
@@ -252,12 +252,12 @@ class Machine:
                     cpu.engine.request_stop()
 
     def _busiest(self) -> _Cpu:
-        return next((cpu for cpu in self._cpus if cpu.on and not cpu.waiting), self._cpus[0])
+        return next((cpu for cpu in self._cpus if self.psci.is_on(cpu.number) and not cpu.waiting), self._cpus[0])
 
     def _round(self, end: float | None, more_input: bool) -> Outcome | None:
         """Give every vCPU that can run one slice; where none can, let time pass."""
         self._drive_timers()
-        runnable = [cpu for cpu in self._cpus if cpu.on and not self._still_waiting(cpu)]
+        runnable = [cpu for cpu in self._cpus if self.psci.is_on(cpu.number) and not self._still_waiting(cpu)]
         for cpu in runnable:
             outcome = self._slice(cpu, SLICE if len(runnable) > 1 else LONG_SLICE)
             if outcome is not None or self._is_to_end(end):
@@ -279,7 +279,7 @@ class Machine:
         if more_input:
             time.sleep(0.005)
             return None
-        if not any(cpu.on for cpu in self._cpus):
+        if not any(self.psci.is_on(cpu.number) for cpu in self._cpus):
             return Outcome(Status.HUNG, "every vCPU is off")
         return Outcome(
             Status.HUNG, "every vCPU waits for an interrupt and no device will raise one", dump(self._cpus[0].engine)
@@ -371,7 +371,6 @@ class Machine:
         if result.action is psci.PsciAction.SYSTEM_RESET:
             return Outcome(Status.RESET, "the guest asked for a reset")
         if result.action is psci.PsciAction.CPU_OFF:
-            cpu.on = False
             cpu.pmu.put()
             return None
         if result.action is psci.PsciAction.CPU_ON:

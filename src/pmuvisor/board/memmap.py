@@ -28,7 +28,6 @@ INTID_COUNT: Final = 256
 """How many INTIDs the interrupt controller has: 32 private to each CPU and 224 SPIs, which is what QEMU announces."""
 
 PMU_INTID: Final = 23
-GIC_MAINTENANCE_INTID: Final = 25
 HYP_PHYS_TIMER_INTID: Final = 26
 VIRT_TIMER_INTID: Final = 27
 SECURE_PHYS_TIMER_INTID: Final = 29
