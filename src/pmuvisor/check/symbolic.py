@@ -98,15 +98,6 @@ def word(value: Any) -> Any:
     return value.term if isinstance(value, Int) else z3.BitVecVal(int(value), WORD)
 
 
-def truth(value: Any) -> Any:
-    """Return the Boolean term of what a predicate returned: a `Bool`, an `Int` or a plain value."""
-    if isinstance(value, Bool):
-        return value.term
-    if isinstance(value, Int):
-        return value.term != 0
-    return z3.BoolVal(bool(value))
-
-
 def _binary(name: str, build: Callable[[Any, Any], Any], result: type[Any], *, reverse: bool = False) -> None:
     def method(a: Any, b: Any) -> Any:
         if not isinstance(b, Int | int):
