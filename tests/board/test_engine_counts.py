@@ -119,6 +119,29 @@ def test_a_reached_watch_stops_again_until_it_is_taken_away() -> None:
     assert engine.run(100) is Stop.LIMIT
 
 
+@pytest.mark.parametrize(
+    ("replacement", "stops_at"),
+    [([], None), ([6], 6), ([20, 7], 7), ([4, 5], 4)],
+    ids=["none", "one", "the second first", "the first first"],
+)
+def test_watches_replaced_in_the_block_that_reaches_the_old_one_are_the_ones_that_hold(
+    replacement: list[int], stops_at: int | None
+) -> None:
+    key, engines = encode(3, 3, 9, 12, 2), list[Engine]()
+
+    def replace(key: int, write: bool, value: int) -> int:
+        engines[0].watch([Watch(1 << Lane.INST, BOTH, target) for target in replacement])
+        return 0
+
+    msr = 0xD500_0000 | key << 5
+    engine = guest(words(NOP, NOP, msr, NOP, NOP, NOP, NOP, HERE), replace)
+    engines.append(engine)
+    engine.set_action(key, Action.CALL)
+    engine.watch([Watch(1 << Lane.INST, BOTH, 3)])
+    assert engine.run(50) is (Stop.LIMIT if stops_at is None else Stop.WATCH)
+    assert engine.total == (stops_at or 50)
+
+
 def test_a_watch_of_el0_ignores_el1() -> None:
     engine = guest(words(*[NOP] * 8, HERE))
     engine.watch([Watch(1 << Lane.INST, 1, 3)])

@@ -178,6 +178,7 @@ class Engine:
         self._on_sysreg = on_sysreg
         self._raised: BaseException | None = None
         self._in_callback = False
+        self._watches = 0
         self._regions: list[object] = []
         self._layout = cpustate.layout()
         self._uc = cpustate.new_unicorn()
@@ -493,7 +494,7 @@ class Engine:
         for i, w in enumerate(watches):
             at = native.WATCH + 3 * i
             self._st[at : at + 3] = (w.lanes, w.els, min(w.target, (1 << 63) - 1))
-        self._st[native.N_WATCH] = len(watches)
+        self._watches = self._st[native.N_WATCH] = len(watches)
         self._look_soon()
 
     @property
@@ -712,7 +713,7 @@ class Engine:
 
     def _exact(self, k: int, n: int) -> int:
         """Run k of the n instructions of the block at the PC."""
-        st, pc, watches = self._st, self.pc, int(self._st[native.N_WATCH])
+        st, pc = self._st, self.pc
         st[native.LIMIT] = self.total + k
         st[native.N_WATCH] = 0
         end = pc + 4 * k
@@ -721,7 +722,7 @@ class Engine:
             self._uc.ctl_set_exits([end & MASK64])
             st[native.UNTIL] = _signed(end)
         error = self._slice()
-        st[native.N_WATCH] = watches
+        st[native.N_WATCH] = self._watches  # a callback may have replaced those that held before
         if k < n:
             self._uc.ctl_set_exits([])
             self._drop_block(pc, n)
