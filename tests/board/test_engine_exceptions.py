@@ -290,11 +290,13 @@ def test_inject_between_runs_enters_el1_at_the_current_instruction() -> None:
     assert engine.pc == VECTORS + SYNC_SAME
 
 
-def test_a_misaligned_pc_is_a_pc_alignment_fault() -> None:
-    engine = with_vectors(words(0xD2A80001, 0xB2400021, 0xD61F0020))  # mov x1,#0x40000000; orr x1,x1,#1; br x1
+@pytest.mark.parametrize(("mov", "base"), [(0xD2A80001, RAM_BASE), (0xD2A02001, 0x0100_0000)], ids=["RAM", "nowhere"])
+def test_a_misaligned_pc_is_a_pc_alignment_fault_whatever_is_there(mov: int, base: int) -> None:
+    engine = with_vectors(words(mov, 0xB2400021, 0xD61F0020))  # mov x1,#base; orr x1,x1,#1; br x1
     assert engine.run(100) is Stop.WFI
     assert engine.read_register(*ESR_EL1) == 0x22 << 26 | 1 << 25
-    assert engine.read_register(*ELR_EL1) == engine.read_register(*FAR_EL1) == RAM_BASE + 1
+    assert engine.read_register(*ELR_EL1) == engine.read_register(*FAR_EL1) == base + 1
+    assert engine.counts()[1, Lane.EXC_TAKEN] == 1
     assert engine.total == 4
 
 

@@ -474,7 +474,9 @@ def on_exception(uc: int, number: int, data: Any) -> None:
     else:
         interrupt_block(st, pc, el)
     st[BLOCK_N] = 0
-    if number == 11 or number == 13:
+    if number == 3 and pc & 3 != 0:  # a PC alignment fault, which the engine takes, comes before what the fetch did
+        stop(st, WHY_LOOK)
+    elif number == 11 or number == 13:
         stop(st, WHY_HVC if number == 11 else WHY_SMC)
     elif number == 1 or number == 2 or number == 3 or number == 4 or number == 7:
         enter_exception(st, types.int64(number), el)
