@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", choices=["linux"], help="which guest")
     fetch.add_argument("--force", action="store_true", help="fetch it again though it is there")
     fetch.set_defaults(handler=_fetch)
+    _add_cores(commands.add_parser("cores", help="show the cores that can be modelled", description=_CORES))
     return parser
 
 
@@ -99,6 +100,15 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.set_defaults(handler=_run)
 
 
+_CORES = """List the cores of the data file; or show each figure of one core with its source."""
+
+
+def _add_cores(cores: argparse.ArgumentParser) -> None:
+    cores.add_argument("name", metavar="NAME", nargs="?", help="show this core (default: list all)")
+    cores.add_argument("--json", action="store_true", help="print JSON, with the sources")
+    cores.set_defaults(handler=_cores)
+
+
 def _run(arguments: argparse.Namespace) -> int:
     # What the imports make is there to stay: looking through it for garbage is a third of the start-up.
     gc.disable()
@@ -108,6 +118,12 @@ def _run(arguments: argparse.Namespace) -> int:
     gc.freeze()
     gc.enable()
     return terminal.run(arguments)
+
+
+def _cores(arguments: argparse.Namespace) -> int:
+    from pmuvisor.lab import cores
+
+    return cores.show(arguments)
 
 
 def _fetch(arguments: argparse.Namespace) -> int:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from typing import TextIO
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from pmuvisor.board.machine import Status
+from pmuvisor.lab import tables
 from pmuvisor.lab.run import Result
+from pmuvisor.lab.tables import WIDTH
 
-WIDTH = 80
 _EXITS = {
     "exits.pmu": "trapped PMU accesses",
     "exits.irq": "PMU overflows (host interrupt)",
@@ -30,7 +28,6 @@ _REST = {
     "interrupts_injected": "PMU interrupts injected",
 }
 _KINDS = ("direct", "trapped", "undefined")
-_Row = tuple[str, ...]
 
 
 def show(result: Result, file: TextIO) -> None:
@@ -39,12 +36,9 @@ def show(result: Result, file: TextIO) -> None:
         print(result.registers, file=file)
     print(_printable(f"{result.guest}: {result.status}: {result.reason}", file.encoding or "utf-8"), file=file)
     print(textwrap.fill(_setting(result), WIDTH), file=file)
-    console = Console(file=file, width=WIDTH, color_system=None, markup=False, highlight=False)
     for table in (_accesses(result.ledger), _costs(result), _time(result)):
-        with console.capture() as text:
-            console.print(table)
         print(file=file)
-        print(*(line.rstrip() for line in text.get().splitlines()), sep="\n", file=file)
+        tables.show(table, file)
 
 
 def _printable(line: str, encoding: str) -> str:
@@ -71,7 +65,7 @@ def _accesses(ledger: dict[str, int]) -> Table | str:
         return "The guest did not access its PMU."
     names = sorted({name.split(".", 1)[1] for name in ledger if name.split(".", 1)[0] in _KINDS})
     rows = [(name, *(_number(ledger.get(f"{kind}.{name}", 0)) for kind in _KINDS)) for name in names]
-    return _table(("guest accesses to", *_KINDS), [*rows, ("all PMU registers", *map(_number, totals))])
+    return tables.table(("guest accesses to", *_KINDS), [*rows, ("all PMU registers", *map(_number, totals))])
 
 
 def _costs(result: Result) -> Table:
@@ -81,7 +75,7 @@ def _costs(result: Result) -> Table:
     rows += [(words, ledger[name]) for name, words in _REST.items()]
     millions = result.instructions / 1e6
     cells = [(words, _number(n), f"{n / millions:,.2f}" if n and millions else "-") for words, n in rows]
-    return _table(("what it cost", "count", "per M instructions"), cells)
+    return tables.table(("what it cost", "count", "per M instructions"), cells)
 
 
 def _time(result: Result) -> Table:
@@ -91,18 +85,7 @@ def _time(result: Result) -> Table:
         ("wall time", f"{result.wall_seconds:.2f} s"),
         ("speed", f"{result.mips:.0f} MIPS"),
     ]
-    return _table(("the run", ""), rows)
-
-
-def _table(head: _Row, rows: Sequence[_Row]) -> Table:
-    """A table whose first column is to the left, the others to the right, with a rule below the head."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
-    table.add_column(head[0])
-    for name in head[1:]:
-        table.add_column(name, justify="right", min_width=9)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    return tables.table(("the run", ""), rows)
 
 
 def _number(n: int) -> str:
