@@ -88,6 +88,14 @@ def after_event(pe: Pe, el: int, hits: set[int], amount: int) -> tuple[list[int]
     return values, overflows
 
 
+def after_instructions(pe: Pe, el: int, amount: int) -> tuple[int, int]:
+    """Return the instruction counter, always long, and its bit of PMOVS after `amount` instructions."""
+    if not pe.core.icntr or not counts(pe, el, INSTRUCTION):
+        return pe.icntr, 0
+    size = 1 << 2 * pe.core.half_bits
+    return (pe.icntr + amount) % size, (pe.icntr + amount >= size) << INSTRUCTION
+
+
 def interrupts(pe: Pe) -> bool:
     def on(n: int) -> bool:
         return bit(pe.pmcr, 0) if follows_first(pe, n) else bit(pe.mdcr_el2, 7)

@@ -47,10 +47,18 @@ def make_pe(
 def random_core(rng: random.Random, n: int, **fixed: int) -> dict[str, int]:
     """Return the arguments of `make_pe` for a random core. FEAT_PMUv3_ICNTR comes with FEAT_FGT2, as it must."""
     core = {name: rng.getrandbits(1) for name in ("hpmn0", "fgt", "fgt2", "icntr", "el3", "sel2", "mt", "aarch32")}
-    core |= {"n": n, "pmuver": rng.choice([P0, P1, P4, P5, P7, P8, P9])} | fixed
+    core |= {"n": n, "pmuver": rng.choice([P0, P1, P4, P5, P7, P8, P9]), "pmmir": random_pmmir(rng)} | fixed
+    if core["icntr"]:
+        core["pmuver"] = P9
     core["fgt2"] |= core["icntr"]
     core["fgt"] |= core["fgt2"]
     return core
+
+
+def random_pmmir(rng: random.Random) -> int:
+    """Return a PMMIR_EL1, mostly one without FEAT_PMUv3_TH; EDGE is there only with THWIDTH."""
+    width = rng.choice([0, 0, 1, 7, 12])
+    return (rng.randrange(3) << 24 | width << 20 if width else 0) | rng.getrandbits(8)
 
 
 def near_edge(rng: random.Random, width: int) -> int:
@@ -81,12 +89,13 @@ def randomize(pe: Pe, rng: random.Random) -> Pe:
     pe.inten = some_counters(rng, n) & counters
     pe.ovs = rng.choice([0, some_counters(rng, n)]) & counters
     pe.selr = rng.choice([rng.getrandbits(5), 31, rng.randrange(max(n, 1))])
-    pe.userenr = rng.choice([0, rng.getrandbits(4)])
+    pe.userenr = rng.choice([0, rng.getrandbits(7)]) & userenr_fields(pe)
+    pe.uacr = rng.choice([counters, rng.getrandbits(33)]) & counters if pe.core.pmuver >= P9 else 0
     width = pe.core.counter_top + 1
     for i in range(n):
         # Short counters, before PMUv3p5, have the lower half only.
         pe.evcntr[i] = near_edge(rng, width) & (pe.core.half_mask if pe.core.pmuver < P5 else pe.core.counter_mask)
-        pe.evtyper[i] = random_evtyper(rng) & evtyper_fields(pe)
+        pe.evtyper[i] = (random_evtyper(rng) | rng.choice([0, rng.getrandbits(32)]) << 32) & evtyper_fields(pe, i)
     pe.ccntr = near_edge(rng, width)
     pe.icntr = near_edge(rng, width) * pe.core.icntr
     pe.ccfiltr = random_evtyper(rng) & filter_fields(pe)
@@ -99,13 +108,19 @@ def randomize(pe: Pe, rng: random.Random) -> Pe:
     pe.hdfgwtr_el2 = rng.choice([0, 0, 1 << rng.randrange(64), rng.getrandbits(64)])
     pe.hdfgrtr2_el2 = rng.choice([0, 12, rng.getrandbits(64)])
     pe.hdfgwtr2_el2 = rng.choice([0, 12, rng.getrandbits(64)])
+    pe.mdcr_el3 = rng.choice([1 << 7, 1 << 7, rng.getrandbits(64)])
+    pe.scr_el3 = rng.choice([1 << 27 | 1 << 59, rng.getrandbits(64)])
     pe.tge = rng.choice([0, 0, 1])
     return pe
 
 
 def pmcr_fields(pe: Pe) -> int:
-    """Return the writable fields of PMCR_EL0 by its page: E, X, DP; D and LC with AArch32; LP from p5; FZO from p7."""
-    fields = 1 << 0 | 1 << 4 | 1 << 5
+    """Return the writable fields of PMCR_EL0 by its page: E, X; DP with EL3 or from p1; D and LC with AArch32; LP from
+    p5; FZO from p7.
+    """
+    fields = 1 << 0 | 1 << 4
+    if pe.core.el3 or pe.core.pmuver >= P1:
+        fields |= 1 << 5
     if pe.core.aarch32:
         fields |= 1 << 3 | 1 << 6
     if pe.core.pmuver >= P5:
@@ -113,6 +128,11 @@ def pmcr_fields(pe: Pe) -> int:
     if pe.core.pmuver >= P7:
         fields |= 1 << 9
     return fields
+
+
+def userenr_fields(pe: Pe) -> int:
+    """Return the fields of PMUSERENR_EL0: EN, SW, CR, ER; from p9 UEN and TID; IR with FEAT_PMUv3_ICNTR."""
+    return 0xF | (pe.core.pmuver >= P9) * (1 << 4 | 1 << 6) | pe.core.icntr << 5
 
 
 def filter_fields(pe: Pe) -> int:
@@ -125,9 +145,15 @@ def filter_fields(pe: Pe) -> int:
     return fields
 
 
-def evtyper_fields(pe: Pe) -> int:
-    """Return the fields of PMEVTYPER<n>_EL0: filters, MT if multithreaded, evtCount of 10 bits, from p1 of 16."""
-    return filter_fields(pe) | pe.core.mt << 25 | (0x3FF if pe.core.pmuver < P1 else 0xFFFF)
+def evtyper_fields(pe: Pe, n: int) -> int:
+    """Return the fields of PMEVTYPER<n>_EL0: filters, MT if multithreaded, evtCount of 10 bits, from p1 of 16; by
+    PMMIR_EL1 TH (THWIDTH bits) and TC, TE (EDGE >= 1), and on odd counters TLC (EDGE >= 2).
+    """
+    fields = filter_fields(pe) | pe.core.mt << 25 | (0x3FF if pe.core.pmuver < P1 else 0xFFFF)
+    width, edge = pe.core.pmmir >> 20 & 15, pe.core.pmmir >> 24 & 15
+    fields |= ((1 << width) - 1) << 32 | (7 << 61 if width else 0)
+    fields |= (1 << 60 if edge >= 1 else 0) | (3 << 54 if edge >= 2 and n % 2 else 0)
+    return fields
 
 
 def second_range_of(pe: Pe) -> tuple[object, ...]:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from arch.support import MASK64, P1, P4, P5, P9, make_pe, random_core, randomize
 from pmuvisor.arch import sysreg
-from pmuvisor.arch.pmu import UNPREDICTABLE_EVENT_COUNTER, Pe
+from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.sysreg import BY_NAME, PMU_KEYS, name_of, pmevcntr, pmevtyper
 from pmuvisor.arch.traps import ALLOWED, TRAP_EL1, TRAP_EL2, UNDEFINED, access, is_pmu_register
+from pmuvisor.arch.unpredictable import UNPREDICTABLE_EVENT_COUNTER
 
 EL0, EL1, EL2 = 0, 1, 2
 READ, WRITE = 0, 1
@@ -71,7 +72,7 @@ def test_an_accessor_that_does_not_exist_is_undefined(
 
 def test_every_named_pmu_register_is_one_and_no_other_is() -> None:
     assert {key for key in range(1 << 16) if is_pmu_register(key)} == set(PMU_KEYS)
-    assert len(PMU_KEYS) == 31 + 31 + 14 + 2 + 3  # counters, types, EL0's others, the instruction counter's, EL1's
+    assert len(PMU_KEYS) == 31 + 31 + 15 + 2 + 4  # counters, types, EL0's others, the instruction counter's, EL1's
 
 
 def test_pmmir_exists_from_p4_and_the_instruction_counter_with_its_feature() -> None:

@@ -127,8 +127,8 @@ class Afresh:
         for el, amounts in enumerate((now - self.seen).tolist()):
             for event, lane in LANE_OF_EVENT.items():
                 pmu.count_events(pe, counting[el], counting[el] & pmu.selecting(pe, event), amounts[lane])
-            pmu.count_cycles(pe, amounts[Lane.INST] * (counting[el] >> sysreg.CYCLE & 1))
-            pmu.count_instructions(pe, amounts[Lane.INST] * (counting[el] >> sysreg.INSTRUCTION & 1))
+            pmu.increment_cycle_counter(pe, counting[el], amounts[Lane.INST])
+            pmu.increment_instruction_counter(pe, counting[el], amounts[Lane.INST])
         self.seen = now
 
     def watch(self) -> None:

@@ -63,14 +63,18 @@ def random_vcpu(rng: random.Random, pe: Pe, vm: Vm) -> Vcpu:
     vcpu.userenr = rng.choice([0, 15, rng.getrandbits(4)])
     for i in range(vm.nr_counters):
         vcpu.evcntr[i] = near_edge(rng, 64) & (pe.core.counter_mask if pe.core.pmuver >= 6 else pe.core.half_mask)
-        vcpu.evtyper[i] = rng.choice([0, 0, 0x1E, 0x77, rng.getrandbits(32)]) & evtyper_fields(pe) & ~NSH
+        vcpu.evtyper[i] = rng.choice([0, 0, 0x1E, 0x77, rng.getrandbits(32)]) & evtyper_fields(pe, i) & ~NSH
     vcpu.ccntr = near_edge(rng, 64)
     vcpu.ccfiltr = rng.getrandbits(32) & filter_fields(pe) & ~NSH
     return vcpu
 
 
 def random_host(rng: random.Random, pe: Pe, vm: Vm) -> Pe:
-    """Put `pe` into a state of a host that profiles itself and has moved its events out of the guest's counters."""
+    """Put `pe` into a state of a host that profiles itself and has moved its events out of the guest's counters.
+
+    Firmware has left EL3 as Linux's booting.rst wants it, which `make_pe` has done.
+    """
+    mdcr_el3, scr_el3 = pe.mdcr_el3, pe.scr_el3
     randomize(pe, rng)
     mine = ((1 << vm.nr_counters) - 1) | CYCLE
     pe.cnten &= ~mine
@@ -78,6 +82,7 @@ def random_host(rng: random.Random, pe: Pe, vm: Vm) -> Pe:
     pe.ovs &= ~mine
     pe.mdcr_el2 = pe.core.event_counters | rng.choice([0, 1 << 7])
     pe.hdfgrtr_el2 = pe.hdfgwtr_el2 = pe.hdfgrtr2_el2 = pe.hdfgwtr2_el2 = 0
+    pe.mdcr_el3, pe.scr_el3 = mdcr_el3, scr_el3
     pe.tge = 1
     return pe
 

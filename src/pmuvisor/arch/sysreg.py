@@ -24,6 +24,7 @@ PMCEID1_EL0 = encode(3, 3, 9, 12, 7)
 PMCCNTR_EL0 = encode(3, 3, 9, 13, 0)
 PMXEVTYPER_EL0 = encode(3, 3, 9, 13, 1)
 PMXEVCNTR_EL0 = encode(3, 3, 9, 13, 2)
+PMZR_EL0 = encode(3, 3, 9, 13, 4)
 PMUSERENR_EL0 = encode(3, 3, 9, 14, 0)
 PMOVSSET_EL0 = encode(3, 3, 9, 14, 3)
 PMEVCNTR0_EL0 = encode(3, 3, 14, 8, 0)
@@ -33,6 +34,7 @@ PMICNTR_EL0 = encode(3, 3, 9, 4, 0)
 PMICFILTR_EL0 = encode(3, 3, 9, 6, 0)
 PMINTENSET_EL1 = encode(3, 0, 9, 14, 1)
 PMINTENCLR_EL1 = encode(3, 0, 9, 14, 2)
+PMUACR_EL1 = encode(3, 0, 9, 14, 4)
 PMMIR_EL1 = encode(3, 0, 9, 14, 6)
 MDCR_EL2 = encode(3, 4, 1, 1, 1)
 HDFGRTR_EL2 = encode(3, 4, 3, 1, 4)
@@ -66,6 +68,9 @@ PMUSERENR_EN = 1 << 0
 PMUSERENR_SW = 1 << 1
 PMUSERENR_CR = 1 << 2
 PMUSERENR_ER = 1 << 3
+PMUSERENR_UEN = 1 << 4
+PMUSERENR_IR = 1 << 5
+PMUSERENR_TID = 1 << 6
 
 # PMEVTYPER<n>_EL0, PMCCFILTR_EL0, PMICFILTR_EL0: bit numbers of the filters
 FILTER_P = 31
@@ -76,6 +81,16 @@ FILTER_NSH = 27
 FILTER_M = 26
 FILTER_MT = 25
 FILTER_SH = 24
+
+# PMEVTYPER<n>_EL0: the threshold function
+TYPER_TC_SHIFT = 61
+TYPER_TE_SHIFT = 60
+TYPER_TLC_SHIFT = 54
+TYPER_TH_SHIFT = 32
+
+# PMMIR_EL1
+PMMIR_THWIDTH_SHIFT = 20
+PMMIR_EDGE_SHIFT = 24
 
 # MDCR_EL2
 MDCR_HPMN = 0x1F
@@ -111,6 +126,14 @@ FGT_R_PMCEIDN = 58
 # HDFGRTR2_EL2 and HDFGWTR2_EL2: bit numbers (a clear bit traps)
 FGT2_NPMICNTR = 2
 FGT2_NPMICFILTR = 3
+FGT2_NPMUACR = 4
+FGT2_W_NPMZR = 21
+
+# MDCR_EL3 and SCR_EL3: those that Non-secure state can see
+MDCR_EL3_TPM = 1 << 6
+MDCR_EL3_ENPM2 = 1 << 7
+SCR_EL3_FGTEN = 1 << 27
+SCR_EL3_FGTEN2 = 1 << 59
 
 # ID_AA64DFR0_EL1.PMUVer
 PMUV3P0 = 1

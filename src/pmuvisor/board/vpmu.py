@@ -173,9 +173,9 @@ class VirtualPmu:
                     pmu.increment_event_counter(pe, i, amount, long)
         instructions = after[Lane.INST] - before[Lane.INST]
         if (counting >> sysreg.CYCLE) & 1:
-            pmu.count_cycles(pe, instructions)
+            pmu.increment_cycle_counter(pe, counting, instructions)
         if (counting >> sysreg.INSTRUCTION) & 1:
-            pmu.count_instructions(pe, instructions)
+            pmu.increment_instruction_counter(pe, counting, instructions)
 
     def _forget(self) -> None:
         """Leave out what the engine counted up to here: the vCPU was not loaded, or nothing was enabled."""

@@ -31,7 +31,8 @@ def guest_access(pe: Pe, vm: Vm, vcpu: Vcpu, el: int, key: int, write: int, valu
     Returns DIRECT, TRAPPED, UNDEFINED, TRAPPED_UNDEFINED or TO_EL1; what was read is in `vcpu.value`.
     """
     where = traps.access(pe, el, key, write)
-    if where == traps.UNDEFINED:
+    if where in (traps.UNDEFINED, traps.TRAP_EL3):
+        # Firmware that traps the PMU for itself gives the guest an Undefined Instruction exception, as TF-A does.
         return UNDEFINED
     if where == traps.TRAP_EL1:
         return TO_EL1

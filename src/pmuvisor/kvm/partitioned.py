@@ -16,6 +16,7 @@ from pmuvisor.arch.sysreg import (
     FGT_PMCCFILTR,
     FGT_PMEVTYPERN,
     FGT_PMOVS,
+    FGT_PMUSERENR,
     FGT_R_PMCEIDN,
     FGT_R_PMMIR,
     FILTER_NSH,
@@ -51,11 +52,18 @@ from pmuvisor.arch.sysreg import (
     PMOVSSET_EL0,
     PMSELR_EL0,
     PMSWINC_EL0,
+    PMUACR_EL1,
+    PMUSERENR_CR,
     PMUSERENR_EL0,
+    PMUSERENR_EN,
+    PMUSERENR_ER,
+    PMUSERENR_SW,
     PMUV3P1,
     PMUV3P5,
+    PMUV3P9,
     PMXEVCNTR_EL0,
     PMXEVTYPER_EL0,
+    PMZR_EL0,
     is_pmevcntr,
     is_pmevtyper,
     pmevcntr,
@@ -67,6 +75,8 @@ EL2 = 2
 GUEST_REGISTERS = 7
 """The guest's registers swapped at load and put whatever its counters: PMCR, PMSELR, PMUSERENR, PMCNTEN, PMINTEN,
 PMOVS, PMCCNTR. Load writes PMCCFILTR besides."""
+GUEST_PMUSERENR = PMUSERENR_EN | PMUSERENR_SW | PMUSERENR_CR | PMUSERENR_ER
+"""The bits of PMUSERENR_EL0 that a guest has, whose PMU is PMUv3p5 at most."""
 HOST_REGISTERS = 3
 """The host's that make room for them: PMCR, PMSELR, PMUSERENR."""
 
@@ -85,8 +95,13 @@ def guest_mask(vm: Vm) -> int:
 
 
 def uses_fgt(pe: Pe, vm: Vm, vcpu: Vcpu) -> bool:
-    """State kvm_vcpu_pmu_use_fgt(): fine-grained traps let the guest at its own counters."""
+    """State kvm_vcpu_pmu_use_fgt(): fine-grained traps let the guest at its own counters.
+
+    Not where PMUv3p9 has come without FEAT_FGT2: nothing but MDCR_EL2.TPM would keep the guest from PMUACR_EL1.
+    """
     if vm.design != PARTITIONED or vcpu.unsupported_cpu == 1 or vm.use_fgt == 0 or pe.core.fgt == 0:
+        return False
+    if pe.core.pmuver >= PMUV3P9 and pe.core.fgt2 == 0:
         return False
     return vm.nr_counters != 0 or pe.core.hpmn0 == 1
 
@@ -115,9 +130,21 @@ def setup_mdcr_el2(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
 
 
 def hdfgwtr(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
-    """Return HDFGWTR_EL2 while loaded: event types (the filter) and overflow state (virtual) stay trapped."""
+    """Return HDFGWTR_EL2 while loaded: event types (the filter) and overflow state (virtual) stay trapped.
+
+    From PMUv3p9, PMUSERENR_EL0 as well, which the series leaves to the guest: its UEN would let the host's PMUACR_EL1
+    decide what the guest's EL0 reads, in a guest that KVM shows PMUv3p5 at most.
+    """
     if not uses_fgt(pe, vm, vcpu):
         return 0
+    bits = virtual_state_traps()
+    if pe.core.pmuver >= PMUV3P9:
+        bits |= 1 << FGT_PMUSERENR
+    return bits
+
+
+def virtual_state_traps() -> int:
+    """Return the bits of HDFGRTR_EL2 and HDFGWTR_EL2 for what the hardware does not hold as the guest wrote it."""
     return (1 << FGT_PMOVS) | (1 << FGT_PMEVTYPERN) | (1 << FGT_PMCCFILTR)
 
 
@@ -126,11 +153,11 @@ def hdfgrtr(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
 
     HDFGRTR2_EL2 and HDFGWTR2_EL2 stay zero, which traps the instruction counter.
     """
-    bits = hdfgwtr(pe, vm, vcpu)
-    if bits != 0:
-        bits |= 1 << FGT_R_PMMIR
-        if vm.filter_words != 0:
-            bits |= 1 << FGT_R_PMCEIDN
+    if not uses_fgt(pe, vm, vcpu):
+        return 0
+    bits = virtual_state_traps() | (1 << FGT_R_PMMIR)
+    if vm.filter_words != 0:
+        bits |= 1 << FGT_R_PMCEIDN
     return bits
 
 
@@ -153,8 +180,11 @@ def event_allowed(vm: Vm, event: int) -> int:
 
 
 def guest_evtyper_bits(pe: Pe) -> int:
-    """Return the bits of PMEVTYPER<n>_EL0 that a guest has: NSH is RES0 without nested virtualization."""
-    return pmu.evtyper_bits(pe) & ~(1 << FILTER_NSH)
+    """Return the bits of PMEVTYPER<n>_EL0 that a guest has: NSH is RES0 without nested virtualization.
+
+    KVM does not show a guest FEAT_PMUv3_TH, whose fields are the upper half.
+    """
+    return pmu.evtyper_bits(pe, 0) & ~(1 << FILTER_NSH) & 0xFFFF_FFFF
 
 
 def effective_evtyper(pe: Pe, vm: Vm, evtyper: int) -> int:
@@ -206,7 +236,7 @@ def load_registers(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
     """
     mine = guest_mask(vm)
     for i in range(vm.nr_counters):
-        pe.evtyper[i] = effective_evtyper(pe, vm, vcpu.evtyper[i])
+        pmu.write_control(pe, i, effective_evtyper(pe, vm, vcpu.evtyper[i]))
         pe.evcntr[i] = vcpu.evcntr[i]
     pe.ccfiltr = effective_ccfiltr(pe, vm, vcpu.ccfiltr)
     pe.ccntr = vcpu.ccntr
@@ -296,7 +326,7 @@ def selected_is_bad(pe: Pe, vm: Vm, key: int) -> bool:
 
 def is_undef(pe: Pe, vm: Vm, key: int) -> bool:
     """Tell whether a trapped access is to something that the guest does not have."""
-    if key in (PMICNTR_EL0, PMICFILTR_EL0):
+    if key in (PMICNTR_EL0, PMICFILTR_EL0, PMUACR_EL1, PMZR_EL0):
         return True
     if is_pmevcntr(key):
         return key - pmevcntr(0) >= vm.nr_counters
@@ -381,7 +411,9 @@ def trapped_write(pe: Pe, vm: Vm, vcpu: Vcpu, el: int, key: int, value: int) -> 
         # Replayed at EL2 it would be an event at EL2, which the guest's counters exclude: done by hand instead, as
         # the instruction would have at `el`.
         pmu.pmu_sw_increment(pe, el, mine & EVENT_COUNTERS)
-    elif key in (PMSELR_EL0, PMUSERENR_EL0, PMCCNTR_EL0, PMXEVCNTR_EL0) or is_pmevcntr(key):
+    elif key == PMUSERENR_EL0:
+        pmu.write(pe, EL2, key, value & GUEST_PMUSERENR)
+    elif key in (PMSELR_EL0, PMCCNTR_EL0, PMXEVCNTR_EL0) or is_pmevcntr(key):
         pmu.write(pe, EL2, counter_key(pe, key), value)
     return DONE
 
@@ -393,7 +425,7 @@ def write_type(pe: Pe, vm: Vm, vcpu: Vcpu, i: int, value: int) -> None:
         pe.ccfiltr = effective_ccfiltr(pe, vm, vcpu.ccfiltr)
     else:
         vcpu.evtyper[i] = value & guest_evtyper_bits(pe)
-        pe.evtyper[i] = effective_evtyper(pe, vm, vcpu.evtyper[i])
+        pmu.write_control(pe, i, effective_evtyper(pe, vm, vcpu.evtyper[i]))
 
 
 def write_pmcr(pe: Pe, vm: Vm, value: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pmuvisor.arch.pmu import Pe
-from pmuvisor.records import U1, U2, U4, U5, U16, U32, U33, U64, Bits, Each, LedgerCount, record
+from pmuvisor.records import U1, U2, U4, U5, U7, U16, U32, U33, U64, Bits, Each, LedgerCount, record
 
 PARTITIONED = 1
 """Vm.design: guest counters are real ones, [0, HPMN) and the cycle counter."""
@@ -73,7 +73,7 @@ class HostContext:
 
     pmcr: U32
     selr: U5
-    userenr: U4
+    userenr: U7
     mdcr_el2: U64
 
 
