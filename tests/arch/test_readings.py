@@ -1,4 +1,4 @@
-"""The PMU in its three readings: CPython, numba and Z3 agree; and Z3 proves what no random test can."""
+"""The PMU in its three readings: CPython, numba and Z3 agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import z3
 
-from arch.support import MASK64, P5, P9, make_pe, near_edge, random_core, randomize, sizes_of
+from arch.support import MASK64, make_pe, near_edge, random_core, randomize, sizes_of
 from pmuvisor import records
 from pmuvisor.arch import sysreg
 from pmuvisor.arch.pmu import (
@@ -47,9 +47,9 @@ def operate(pe: Pe, operation: int, el: int, key: int, is_write: int, value: int
     elif operation == EVENT:
         pmu_event(pe, el, key, value)
     elif operation == CYCLES:
-        increment_cycle_counter(pe, el, value)
+        increment_cycle_counter(pe, count_pmu_events(pe, el), value)
     elif operation == INSTRUCTIONS:
-        increment_instruction_counter(pe, el, value)
+        increment_instruction_counter(pe, count_pmu_events(pe, el), value)
     elif operation == SW_INCREMENT:
         pmu_sw_increment(pe, el, value)
     elif operation == RESET:
@@ -123,47 +123,3 @@ def test_cpython_numba_and_z3_agree_on_random_states_and_operations(
                 assert symbolic_outcome[0] == expected, arguments
                 for path, value in symbolic_outcome[1].items():
                     assert value == records.get(pe, path), (arguments, path)
-
-
-def symbolic_pe(prefix: str, core: Pe, hpmn: int) -> Pe:
-    """Return a PE of a concrete core and MDCR_EL2.HPMN whose every other bit is a variable."""
-    made = symbolic(Pe, prefix, sizes_of(core))
-    made.core = records.copy(core.core)
-    made.mdcr_el2 = ((made.mdcr_el2 >> 5) << 5) | hpmn
-    return made
-
-
-@pytest.mark.parametrize("hpmn", [0, 1, 6, 30, 31])
-@pytest.mark.parametrize("core", [{"pmuver": P5}, {"pmuver": P9, "icntr": 1}, {"pmuver": P5, "fgt": 0, "fgt2": 0}])
-def test_no_write_at_el1_changes_a_counter_of_the_second_range_whatever_the_state_and_the_value(
-    core: dict[str, int], hpmn: int
-) -> None:
-    of = make_pe(31, **core)
-    kept = 0x7FFF_FFFF >> hpmn << hpmn
-    before = symbolic_pe("pe", of, hpmn)
-    value: Any = Int(z3.BitVec("value", 64))
-
-    def el1_writes(key: int) -> tuple[Pe, bool]:
-        made = symbolic_pe("pe", of, hpmn)
-        allowed = access(made, 1, key, 1) == ALLOWED
-        if allowed:
-            write(made, 1, key, value)
-        return made, allowed
-
-    went_through = set()
-    for key in PMU_KEYS:
-        for solver, (after, allowed) in paths(lambda key=key: el1_writes(key)):  # type: ignore[misc]
-            went_through |= {key} if allowed else set()
-            same = [
-                word(getattr(after, f)) & kept == word(getattr(before, f)) & kept for f in ("cnten", "inten", "ovs")
-            ]
-            same += [word(after.evcntr[i]) == word(before.evcntr[i]) for i in range(hpmn, 31)]
-            same += [word(after.evtyper[i]) == word(before.evtyper[i]) for i in range(hpmn, 31)]
-            changed = z3.simplify(z3.Not(z3.And(same)))
-            if not z3.is_false(changed):
-                solver.push()
-                solver.add(changed)
-                assert solver.check() == z3.unsat, sysreg.name_of(key)
-                solver.pop()
-    # So that the proof is not about nothing: all registers but PMCEID<n>, PMMIR and the counters kept.
-    assert len(went_through) == 81 - 3 - (31 - hpmn) * 2 - 2 * (1 - of.core.icntr) - (hpmn == 0)
