@@ -1,5 +1,6 @@
 """What a run keeps of a console, and what its report prints."""
 
+import dataclasses
 import io
 
 from pmuvisor.board.machine import Status
@@ -81,6 +82,14 @@ def test_the_report_fits_80_columns_with_long_figures() -> None:
 
 def test_a_guest_that_left_its_pmu_alone_is_said_to_have() -> None:
     assert "The guest did not access its PMU." in printed(result())
+
+
+def test_an_open_case_that_the_run_depends_on_is_told_with_the_choice_made() -> None:
+    text = " ".join(printed(dataclasses.replace(result(), unpredictable=("event", "sel"))))
+    assert "leaves open (event): before PMUv3p8, PMEVTYPER<n>_EL0 selects an event" in " ".join(text.split())
+    assert "(sel)" in text
+    assert "Chosen here: it reads as written." in " ".join(text.split())
+    assert "leaves open" not in " ".join(printed(result()))
 
 
 def test_words_of_the_guest_cannot_drive_the_terminal() -> None:

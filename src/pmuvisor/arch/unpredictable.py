@@ -66,6 +66,9 @@ CHOICES = (
 """Every choice, by its bit."""
 
 
+BY_NAME = {choice.name: choice for choice in CHOICES}
+
+
 def choices_reached(unpredictable: int) -> tuple[Choice, ...]:
     """Return the choices whose bits are set in `Pe.unpredictable`."""
     return tuple(choice for choice in CHOICES if unpredictable & choice.bit)

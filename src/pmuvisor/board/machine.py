@@ -7,6 +7,8 @@ order: same inputs, same bytes out. Not here: what a register access means (kvm/
 
 from __future__ import annotations
 
+import functools
+import operator
 import threading
 import time
 from collections import Counter
@@ -453,6 +455,10 @@ class Machine:
     def instructions(self) -> int:
         """Return how many instructions all vCPUs have executed."""
         return sum(cpu.engine.total for cpu in self._cpus)
+
+    def unpredictable(self) -> int:
+        """Return which of `arch.unpredictable.CHOICES` the run has come to depend on, as their bits."""
+        return functools.reduce(operator.or_, (cpu.pmu.pe.unpredictable for cpu in self._cpus))
 
     def ledger(self) -> dict[str, int]:
         """Return what virtualizing the PMU cost, name to count; every name that is not a register's is always there."""

@@ -7,6 +7,7 @@ from typing import TextIO
 
 from rich.table import Table
 
+from pmuvisor.arch.unpredictable import BY_NAME
 from pmuvisor.board.machine import Status
 from pmuvisor.lab import tables
 from pmuvisor.lab.run import Result
@@ -39,6 +40,18 @@ def show(result: Result, file: TextIO) -> None:
     for table in (_accesses(result.ledger), _costs(result), _time(result)):
         print(file=file)
         tables.show(table, file)
+    for name in result.unpredictable:
+        print(file=file)
+        print(textwrap.fill(open_case(name), WIDTH, subsequent_indent="  "), file=file)
+
+
+def open_case(name: str) -> str:
+    """Say of a choice of `arch.unpredictable` what the case is and what was chosen."""
+    choice = BY_NAME[name]
+    return (
+        f"The run depends on what the architecture leaves open ({name}): {choice.case}. Chosen here: {choice.chosen}. "
+        f"Source: {choice.source}."
+    )
 
 
 def _printable(line: str, encoding: str) -> str:

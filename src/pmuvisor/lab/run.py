@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pmuvisor.arch.cores import Core
+from pmuvisor.arch.unpredictable import choices_reached
 from pmuvisor.board import memmap
 from pmuvisor.board.fdt import virt_device_tree
 from pmuvisor.board.images import Image, ImageKind, load_image, load_initrd, plan_layout
@@ -72,6 +73,9 @@ class Result:
     virtual_seconds: float
     wall_seconds: float
     ledger: dict[str, int]
+    unpredictable: tuple[str, ...] = ()
+    """Where the architecture leaves the behaviour open and the run depended on the choice made: names of
+    `arch.unpredictable.CHOICES`."""
 
     @property
     def mips(self) -> float:
@@ -227,6 +231,7 @@ def _result(request: Request, machine: Machine, outcome: Outcome, console: Conso
         virtual_seconds=machine.now_ns() / 1e9,
         wall_seconds=wall,
         ledger=machine.ledger(),
+        unpredictable=tuple(choice.name for choice in choices_reached(machine.unpredictable())),
     )
 
 
