@@ -382,6 +382,16 @@ def test_pmcr_dp_needs_el3_or_p1(pmuver: int, el3: int, dp: int) -> None:
     assert pmu.read(pe, EL1, sysreg.PMCR_EL0) >> 5 & 1 == dp
 
 
+@pytest.mark.parametrize(
+    ("pmuver", "event", "implemented"),
+    [(P5, 0x08, 1), (P5, 0x09, 0), (P5, 0x3F, 1), (P5, 0x4002, 1), (P0, 0x4002, 0), (P5, 0x4021, 1), (P5, 0x48, 0)],
+)
+def test_pmceid_says_which_common_events_are_implemented(pmuver: int, event: int, implemented: int) -> None:
+    # Bits of PMCEID0: 8 and, of 0x4000 up, 2; of PMCEID1: 31 (0x3F) and, of 0x4020 up, 1.
+    pe = make_pe(1, pmuver, pmceid0=1 << 8 | 1 << 34, pmceid1=1 << 31 | 1 << 33)
+    assert pmu.is_implemented(pe, event) == implemented
+
+
 # ---- what the architecture leaves open ------------------------------
 
 

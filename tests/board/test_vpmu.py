@@ -39,6 +39,7 @@ from a64 import (
 )
 from board.machine_support import RESULTS, board
 from pmuvisor.arch import events, sysreg
+from pmuvisor.arch.unpredictable import UNPREDICTABLE_EVENT
 from pmuvisor.board.machine import Status
 
 TIMER_INTID = 27
@@ -73,8 +74,8 @@ def counting(
     return p.psci(PSCI_SYSTEM_OFF).vectors(handlers)
 
 
-def readings(guest: Program, number: int, fgt: bool = True) -> list[int]:
-    b = board(guest, fgt=fgt)
+def readings(guest: Program, number: int, fgt: bool = True, core_name: str = "max") -> list[int]:
+    b = board(guest, fgt=fgt, core_name=core_name)
     outcome = b.run()
     assert outcome.status is Status.POWEROFF, f"{outcome.reason}\n{outcome.registers}"
     return [b.result(n) for n in range(number)]
@@ -122,6 +123,20 @@ def test_an_event_is_counted(event: int) -> None:
     assert readings(counting(some_of_each, [event], handlers={0x200: HANDLER}), 2) == [EVENTS[event], 16], (
         "and the cycle counter: one for each instruction"
     )
+
+
+def test_an_event_that_the_core_does_not_implement_counts_nothing() -> None:
+    # The Cortex-A55 has LD_RETIRED, the Cortex-A76 has not (ARM-software/data, pmu/cortex-a76.json).
+    for core_name, expected in (("cortex-a55", 2), ("cortex-a76", 0)):
+        guest = counting(some_of_each, [events.LD_RETIRED, events.INST_RETIRED], handlers={0x200: HANDLER})
+        assert readings(guest, 2, core_name=core_name) == [expected, 16 - (core_name != "max")]
+
+
+@pytest.mark.parametrize(("core_name", "reached"), [("cortex-a76", UNPREDICTABLE_EVENT), ("max", 0)])
+def test_a_machine_says_which_open_cases_its_guest_depended_on(core_name: str, reached: int) -> None:
+    b = board(counting(lambda p: None, [0x77]), core_name=core_name)
+    assert b.run().status is Status.POWEROFF
+    assert b.machine.unpredictable() == reached
 
 
 def test_a_window_reads_the_instructions_between_its_writes() -> None:

@@ -70,6 +70,7 @@ class Afresh:
         self.pe, self.host, self.vm, self.vcpu = self.like.pe, self.like.host, vm, self.like.vcpu
         self.engine, self.on_level = engine, on_level
         self.seen = engine.counts()
+        self.lanes = {event: lane for event, lane in LANE_OF_EVENT.items() if event in of.events}
 
     def load(self) -> None:
         self.seen = self.engine.counts()
@@ -125,7 +126,7 @@ class Afresh:
         pe, now = self.pe, self.engine.counts()
         counting = [pmu.count_pmu_events(pe, el) for el in (0, 1)]  # before any of what follows freezes
         for el, amounts in enumerate((now - self.seen).tolist()):
-            for event, lane in LANE_OF_EVENT.items():
+            for event, lane in self.lanes.items():
                 pmu.count_events(pe, counting[el], counting[el] & pmu.selecting(pe, event), amounts[lane])
             pmu.increment_cycle_counter(pe, counting[el], amounts[Lane.INST])
             pmu.increment_instruction_counter(pe, counting[el], amounts[Lane.INST])
@@ -134,7 +135,7 @@ class Afresh:
     def watch(self) -> None:
         pe, watches, lanes = self.pe, [], set()
         for i in range(pe.core.event_counters):
-            lane, els = LANE_OF_EVENT.get(pe.evtyper[i] & pmu.EVENT_FIELD), self.counting(i)
+            lane, els = self.lanes.get(pe.evtyper[i] & pmu.EVENT_FIELD), self.counting(i)
             if els and lane is not None:
                 edge = 1 << (64 if pmu.long_counters(pe) >> i & 1 else 32)
                 watches.append(self.reaching(lane, els, edge - pe.evcntr[i] % edge))

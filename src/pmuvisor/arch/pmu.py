@@ -585,6 +585,14 @@ def pmceid(pe: Pe, value: int) -> int:
     return value
 
 
+def is_implemented(pe: Pe, event: int) -> int:
+    """Return 1 where PMCEID<n>_EL0 says that this core counts common event `event`; no other event is counted."""
+    which = pmceid(pe, pe.core.pmceid0)
+    if (event >> 5) & 1 == 1:
+        which = pmceid(pe, pe.core.pmceid1)
+    return (which >> ((event & 0x1F) | ((event >> 9) & 0x20))) & is_common_event(pe, event)
+
+
 def read_selr(pe: Pe) -> int:
     """Return PMSELR_EL0."""
     if pe.core.fgt == 0 and pe.core.event_counters <= pe.selr < CYCLE:

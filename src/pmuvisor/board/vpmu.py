@@ -297,8 +297,9 @@ def make_plan(pe: Pe) -> _Plan:
 
 def _counters_of_lanes(pe: Pe, counting: int) -> Iterator[tuple[int, Lane]]:
     for i in range(pe.core.event_counters):
-        lane = LANE_OF_EVENT.get(pe.evtyper[i] & pmu.EVENT_FIELD)
-        if (counting >> i) & 1 and lane is not None:
+        event = pe.evtyper[i] & pmu.EVENT_FIELD
+        lane = LANE_OF_EVENT.get(event)
+        if (counting >> i) & 1 and lane is not None and pmu.is_implemented(pe, event):
             yield i, lane
 
 
