@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pmuvisor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run a guest", description=_RUN, epilog=_RUN_MORE))
+    conform = commands.add_parser("conform", help="compare with QEMU's or KVM's answers", description=_CONFORM)
+    _add_conform(conform)
     guest = commands.add_parser("guest", help="get guests", description="Get guests that do not come with pmuvisor.")
     actions = guest.add_subparsers(dest="action", required=True, metavar="ACTION")
     fetch = actions.add_parser(
@@ -107,6 +109,24 @@ def _add_cores(cores: argparse.ArgumentParser) -> None:
     cores.add_argument("name", metavar="NAME", nargs="?", help="show this core (default: list all)")
     cores.add_argument("--json", action="store_true", help="print JSON, with the sources")
     cores.set_defaults(handler=_cores)
+
+
+_CONFORM = """Replay operations on the PMU's registers on the model, and compare its answers with those of an
+implementation (docs/conformance.md). Exit status: 0 no mismatch, 1 some, 2 bad input."""
+
+
+def _add_conform(conform: argparse.ArgumentParser) -> None:
+    conform.add_argument("operations", metavar="OPS", type=_file, help="file of operations, plain or gzip")
+    conform.add_argument("answers", metavar="RES", type=_file, help="file of the answers to them, plain or gzip")
+    conform.add_argument("--reference", required=True, choices=["bare", "part"], help="which implementation answered")
+    conform.add_argument("--json", action="store_true", help="print the result as JSON")
+    conform.set_defaults(handler=_conform)
+
+
+def _conform(arguments: argparse.Namespace) -> int:
+    from pmuvisor.lab import conform
+
+    return conform.run(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -162,13 +182,17 @@ def _one_line(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return f"{error.filename or 'output'}: {error.strerror or error}"
     from pmuvisor.arch.cores import CoreError
+    from pmuvisor.lab.vectors import VectorError
+
+    if isinstance(error, CoreError | VectorError):
+        return str(error)  # without what takes long to import
     from pmuvisor.board.cpustate import UnsupportedUnicorn
     from pmuvisor.board.images import ImageError
     from pmuvisor.board.machine import CountError
     from pmuvisor.lab.guests import GuestError
     from pmuvisor.lab.run import RequestError
 
-    known = isinstance(error, CoreError | CountError | GuestError | ImageError | RequestError | UnsupportedUnicorn)
+    known = isinstance(error, CountError | GuestError | ImageError | RequestError | UnsupportedUnicorn)
     return str(error) if known else None
 
 
