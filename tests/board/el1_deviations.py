@@ -45,7 +45,7 @@ class Deviation(Enum):
     )
     FILTER_BITS = (
         "the bits that exist: QEMU keeps NSH, M and MT (in PMCCFILTR_EL0 NSH and M) whatever levels there are; the "
-        "board has M and SH, and not NSH, which KVM withholds, nor MT"
+        "board has M, and not NSH, which KVM withholds, nor MT"
     )
     SELECTED = (
         "PMXEVCNTR_EL0 and PMXEVTYPER_EL0 of a counter that is not there are CONSTRAINED UNPREDICTABLE: QEMU reads "

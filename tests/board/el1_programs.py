@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from pmuvisor.arch.cores import core
+from pmuvisor.arch.cores import Core
 from pmuvisor.arch.sysreg import PMUV3P5
 from pmuvisor.board import memmap
 from pmuvisor.board.fdt import virt_device_tree
@@ -27,10 +26,24 @@ QEMU_VERSION = "7.2"
 
 COUNTERS = 6
 """PMCR_EL0.N of `-cpu max`, and of the board's guest."""
-CORE = dataclasses.replace(
-    core("max"), name="as QEMU's max", event_counters=8, pmuver=PMUV3P5, implementer=0x41, idcode=0x01, aarch32=True
+CORE = Core(
+    name="as QEMU's max",
+    about="what QEMU 7.2 says of -cpu max, and EL3",
+    event_counters=COUNTERS + 2,
+    pmuver=PMUV3P5,
+    midr=0xF << 16,
+    fgt=True,
+    fgt2=False,
+    el3=True,
+    sel2=False,
+    aarch32=True,
+    spe=0,
+    mhz=1000,
+    product="virtual time",
+    implementer=0x41,
+    idcode=0x01,
 )
-"""PMU version, identity and AArch32 as of QEMU's `-cpu max`; two more event counters, which are not the guest's."""
+"""PMU version, identity and AArch32 are those of QEMU's `-cpu max`; two more event counters are not the guest's."""
 MEMORY = 16 << 20
 
 Printed = dict[str, int]
