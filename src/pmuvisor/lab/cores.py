@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any, TextIO
 
@@ -22,19 +22,28 @@ def show(arguments: argparse.Namespace) -> int:
         json.dump([_as_json(each) for each in chosen.values()], sys.stdout, indent=1)
         print()
     elif arguments.name is None:
-        tables.show(tables.table(_HEAD, [_row(each) for each in chosen.values()]), sys.stdout)
+        _show_list(chosen.values(), sys.stdout)
     else:
         _show_one(chosen[arguments.name], sys.stdout)
     return 0
 
 
-_HEAD = ("core", "PMU", "counters", "features", "SPE", "MHz")
+_HEAD = ("core", "PMU", "counters", "SPE", "MHz", "features")
+
+
+def _show_list(of: Iterable[Core], file: TextIO) -> None:
+    table = tables.empty()
+    for name in _HEAD:
+        table.add_column(name, justify="right" if name in ("counters", "MHz") else "left")
+    for each in of:
+        table.add_row(*_row(each))
+    tables.show(table, file)
 
 
 def _row(of: Core) -> tables.Row:
     features = " ".join(name.upper() for name in _FEATURES if getattr(of, name))
     spe = SPE_VERSIONS[of.spe] if of.spe else "-"
-    return of.name, PMU_VERSIONS[of.pmuver], str(of.event_counters), features or "-", spe, str(of.mhz)
+    return of.name, PMU_VERSIONS[of.pmuver], str(of.event_counters), spe, str(of.mhz), features or "-"
 
 
 def _show_one(of: Core, file: TextIO) -> None:
@@ -42,7 +51,7 @@ def _show_one(of: Core, file: TextIO) -> None:
     table = tables.empty()
     for name in ("figure", "value"):
         table.add_column(name, no_wrap=True)
-    table.add_column("source", ratio=1)
+    table.add_column("source", ratio=1, overflow="fold")
     for source, group in groupby(of.sources.items(), lambda item: item[1]):
         names, values = [], []
         for figure, _ in group:
