@@ -378,6 +378,28 @@ def test_after_a_mismatch_the_state_is_the_one_that_was_answered() -> None:
     assert report.mismatches == 4
 
 
+def test_a_choice_that_the_architecture_leaves_is_reported() -> None:
+    case = BY_HAND["part", "chain-across-hpmn"][1]
+    report = conform("part", [operation for operation, _ in case], [answer for _, answer in case])
+    assert report.as_json()["unpredictable"] == ["chain"]
+
+
+@pytest.mark.parametrize("reference", MODELS)
+def test_any_answers_to_any_operations_are_counted_each_once(reference: str) -> None:
+    rng = random.Random(1)
+    operations = [
+        (rng.randrange(3), rng.randrange(2), rng.randrange(79), rng.getrandbits(64))
+        if rng.random() < 0.9
+        else (2, 1, MDCR + rng.randrange(3), rng.getrandbits(64))
+        for _ in range(5000)
+    ]
+    answers = [
+        (rng.getrandbits(64), rng.choice([0, 0, 1, rng.getrandbits(32)]), rng.getrandbits(32)) for _ in operations
+    ]
+    report = conform(reference, operations, answers)
+    assert report.equal + sum(report.allowed.values()) + report.mismatches == 5000
+
+
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 OPERATIONS = [operation for operation, _ in BY_HAND["bare", "no-chain-event"][1]]
