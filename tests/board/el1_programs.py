@@ -63,20 +63,21 @@ needs_compiler = pytest.mark.skipif(not shutil.which(COMPILER), reason=f"no {COM
 needs_qemu = pytest.mark.skipif(bool(qemu_absent()), reason=qemu_absent() or "-")
 
 
-def build(program: str, folder: Path) -> Path:
+def build(source: Path, folder: Path) -> Path:
     """Build a program, linked as the demo is; a static ELF file that needs no command line."""
-    elf, demo = folder / f"{program}.elf", builtin_guest("demo").parent
+    elf, demo = folder / f"{source.stem}.elf", builtin_guest("demo").parent
     link = f"-Wl,--build-id=none,--no-warn-rwx-segments,-n,-T,{demo / 'guest.ld'}"
     command = [
         COMPILER,
         "-nostdlib",
         "-static",
         "-no-pie",
+        f"-I{FOLDER}",
         f"-I{demo}",
         link,
         "-o",
         str(elf),
-        str(FOLDER / f"{program}.S"),
+        str(source),
     ]
     subprocess.run(command, check=True, timeout=60)
     return elf

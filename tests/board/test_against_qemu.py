@@ -13,6 +13,7 @@ import pytest
 from board.el1_by_hand import BY_HAND
 from board.el1_deviations import KNOWN
 from board.el1_programs import (
+    FOLDER,
     PROGRAMS,
     Printed,
     build,
@@ -22,6 +23,7 @@ from board.el1_programs import (
     run_on_board,
     run_on_qemu,
 )
+from board.el1_random import random_program
 from pmuvisor.board import machine
 
 pytestmark = needs_compiler
@@ -35,7 +37,7 @@ def program(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def elf(program: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(program, tmp_path_factory.mktemp("el1"))
+    return build(FOLDER / f"{program}.S", tmp_path_factory.mktemp("el1"))
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,15 @@ def test_the_board_and_qemu_print_the_same_but_for_known_deviations(program: str
     assert list(theirs) == list(ours)
     assert theirs == ours | known
     assert [label for label, value in known.items() if ours[label] == value] == []  # a deviation that is none
+
+
+@needs_qemu
+@pytest.mark.parametrize("seed", range(24))
+def test_a_random_program_prints_the_same_on_both(seed: int, tmp_path: Path) -> None:
+    source = tmp_path / "random.S"
+    source.write_text(random_program(seed))
+    random_elf = build(source, tmp_path)
+    assert parse("random", run_on_board(random_elf)) == parse("random", run_on_qemu(random_elf))
 
 
 def test_every_program_has_counts_by_hand_and_no_deviation_is_of_none() -> None:
