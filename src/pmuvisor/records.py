@@ -78,6 +78,7 @@ U8 = Annotated[int, Bits(8)]
 U16 = Annotated[int, Bits(16)]
 U32 = Annotated[int, Bits(32)]
 U33 = Annotated[int, Bits(33)]
+U62 = Annotated[int, Bits(62)]
 U64 = Annotated[int, Bits(64)]
 LedgerCount = Annotated[int, Bits(62), Role.LEDGER]
 """A count of what a run cost; left out of a state's identity."""

@@ -1,0 +1,1 @@
+"""What Linux does on bare metal: the host of the virtual machines."""

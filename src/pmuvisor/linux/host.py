@@ -1,0 +1,143 @@
+"""The host's state: CPUs with their PMUs, perf events and their contexts, tasks.
+
+VHE: the kernel runs at EL2, its processes at EL0 with HCR_EL2.TGE = 1. Events, CPUs and tasks are known by their
+number; NO_EVENT, NO_TASK and ANY_CPU stand for none. Times are nanoseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pmuvisor.arch.pmu import Pe
+from pmuvisor.records import U1, U2, U3, U6, U8, U16, U33, U62, U64, Bits, Each, Role, record
+
+NO_EVENT = 0xFFFF
+NO_TASK = 0xFFFF
+ANY_CPU = 0xFF
+NO_COUNTER = 63
+"""hw_perf_event.idx of an event that has no counter."""
+
+# PerfEvent.state (enum perf_event_state)
+STATE_ERROR = 0
+"""A pinned event that could not be scheduled."""
+STATE_OFF = 1
+STATE_INACTIVE = 2
+STATE_ACTIVE = 3
+
+# PerfContext.is_active, and what a scheduling function is asked to do (enum event_type_t)
+EVENT_FLEXIBLE = 1
+EVENT_PINNED = 2
+EVENT_TIME = 4
+EVENT_ALL = EVENT_FLEXIBLE | EVENT_PINNED
+EVENT_CPU = 8
+
+
+@record
+class PerfEvent:
+    """struct perf_event, its attributes and its hardware part; one record is one counter that somebody opened."""
+
+    attached: U1
+    """It is in a context."""
+    pmu: U8
+    """Which of the host's PMUs (struct arm_pmu): cores of one kind share one."""
+    cpu: U8
+    """The CPU that it is for, or ANY_CPU for a task's."""
+    task: U16
+    """The task that it is for, or NO_TASK for a CPU's."""
+    config: U16
+    """The event's number, PMEVTYPER<n>_EL0.evtCount."""
+    long: U1
+    """perf_event_attr.config1:0, a counter of 64 bits."""
+    pinned: U1
+    exclude_user: U1
+    exclude_kernel: U1
+    exclude_host: U1
+    exclude_guest: U1
+    sample_period: U62
+    """0 for an event that only counts."""
+    leader: U16
+    """The leader of its group; itself where it is one."""
+    next_sibling: U16
+    """The group's next event, or NO_EVENT: siblings are scheduled in the order in which they were opened."""
+    state: U2
+    idx: U6
+    """The counter that it has while it is active; of a chained pair the odd one."""
+    count: U64
+    prev_count: U64
+    period_left: U64
+    """Two's complement."""
+    samples: U62
+    tstamp: U62
+    total_time_enabled: U62
+    total_time_running: U62
+    true: Annotated[int, Bits(62), Role.GHOST]
+    """What happened, while it was enabled, of what it is to count."""
+    seen: Annotated[int, Bits(62), Role.GHOST]
+    """What of it happened while it was active: what `count` must be."""
+
+
+@record
+class PerfContext:
+    """struct perf_event_context: the events of one CPU or one task, groups by their leaders.
+
+    Lists are in the order in which groups are tried; what is opened or rotated goes to the end.
+    """
+
+    pinned: Annotated[list[int], Each("context_events", 16)]
+    nr_pinned: U16
+    flexible: Annotated[list[int], Each("context_events", 16)]
+    nr_flexible: U16
+    is_active: U3
+    rotate_necessary: U1
+    """Some flexible group could not go on, so the next rotation has something to do."""
+    time: U62
+    """How long it has been scheduled in."""
+    timestamp: U62
+    """When `time` was brought up to date."""
+
+
+@record
+class PmuHwEvents:
+    """struct pmu_hw_events: which counters of this CPU's PMU the driver has, and for which events."""
+
+    cntr_mask: U33
+    """The counters that the driver may use. In Linux it is the arm_pmu's; a resident vCPU takes some on its own CPU."""
+    used_mask: U33
+    events: Annotated[list[int], Each(33, 16)]
+    guest_resident: U1
+    """The first range and its enable PMCR_EL0.E are a guest's: the driver's enable is MDCR_EL2.HPME."""
+    events_host: U33
+    """struct kvm_pmu_events: counters that count EL0 outside of guests only."""
+    events_guest: U33
+    """Counters that count EL0 in guests only."""
+
+
+@record
+class Task:
+    """A thread: a process of the host's, or one that runs a vCPU."""
+
+    ctx: PerfContext
+    cpu: U8
+    """Where it runs, or ran last."""
+
+
+@record
+class Cpu:
+    """One CPU of the host."""
+
+    pe: Pe
+    pmu: U8
+    """Which of the host's PMUs it belongs to (arm_pmu.supported_cpus)."""
+    hw: PmuHwEvents
+    ctx: PerfContext
+    current: U16
+    """The task that runs on it, or NO_TASK while it is idle."""
+
+
+@record
+class Host:
+    """The whole machine."""
+
+    cpus: Annotated[list[Cpu], Each("cpus")]
+    tasks: Annotated[list[Task], Each("tasks")]
+    events: Annotated[list[PerfEvent], Each("events")]
