@@ -250,7 +250,11 @@ def delete(cpu: Cpu, event: PerfEvent) -> None:
 
 
 def start(cpu: Cpu) -> None:
-    """State armv8pmu_start(): let the host's counters count. PMCR_EL0.E is a resident guest's."""
+    """State armv8pmu_start(): let the host's counters count. PMCR_EL0.E is a resident guest's.
+
+    A vCPU that is loaded is asked to look at the filters before it enters its guest (kvm_vcpu_pmu_resync_el0).
+    """
+    cpu.hw.resync_el0 = 1
     if cpu.hw.guest_resident == 1:
         cpu.pe.mdcr_el2 |= MDCR_HPME
     else:
@@ -288,6 +292,13 @@ def reset(cpu: Cpu) -> None:
     if core.pmuver >= PMUV3P5:
         pmcr |= PMCR_LP
     pmu.write(cpu.pe, EL2, PMCR_EL0, pmcr)
+
+
+def getreset_flags(cpu: Cpu) -> int:
+    """State armv8pmu_getreset_flags(): which counters have overflowed, cleared."""
+    flags = pmu.read(cpu.pe, EL2, PMOVSCLR_EL0)
+    pmu.write(cpu.pe, EL2, PMOVSCLR_EL0, flags)
+    return flags
 
 
 def handle_irq(host: Host, c: int, flags: int) -> int:

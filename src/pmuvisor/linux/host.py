@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from pmuvisor.arch.pmu import Pe
-from pmuvisor.records import U1, U2, U3, U6, U8, U16, U33, U62, U64, Bits, Each, Role, record
+from pmuvisor.records import U1, U2, U3, U6, U8, U16, U33, U62, U64, Bits, Each, LedgerCount, Role, record
 
 NO_EVENT = 0xFFFF
 NO_TASK = 0xFFFF
+NO_VCPU = 0xFFFF
 ANY_CPU = 0xFF
 NO_COUNTER = 63
 """hw_perf_event.idx of an event that has no counter."""
@@ -23,6 +24,10 @@ STATE_ERROR = 0
 STATE_OFF = 1
 STATE_INACTIVE = 2
 STATE_ACTIVE = 3
+
+# Task.state
+TASK_SLEEPING = 0
+TASK_RUNNABLE = 1
 
 # PerfContext.is_active, and what a scheduling function is asked to do (enum event_type_t)
 EVENT_FLEXIBLE = 1
@@ -106,6 +111,8 @@ class PmuHwEvents:
     events: Annotated[list[int], Each(33, 16)]
     guest_resident: U1
     """The first range and its enable PMCR_EL0.E are a guest's: the driver's enable is MDCR_EL2.HPME."""
+    resync_el0: U1
+    """Counters were programmed since KVM last looked at who counts EL0 (KVM_REQ_RESYNC_PMU_EL0)."""
     events_host: U33
     """struct kvm_pmu_events: counters that count EL0 outside of guests only."""
     events_guest: U33
@@ -117,8 +124,19 @@ class Task:
     """A thread: a process of the host's, or one that runs a vCPU."""
 
     ctx: PerfContext
+    state: U1
+    """TASK_RUNNABLE also while it runs."""
     cpu: U8
-    """Where it runs, or ran last."""
+    """Where it runs or waits, or ran last."""
+    next: U16
+    """The task behind it in its CPU's queue."""
+    preempt_notifier: U16
+    """What wants to know when the task leaves a CPU and comes to one (struct preempt_notifier): the vCPU that it runs,
+    or NO_VCPU."""
+    allowed: Annotated[list[int], Each("cpu_words", 32)]
+    """task_struct.cpus_mask: bit c & 31 of word c >> 5."""
+    migrations: LedgerCount
+    """How often it was found on another CPU than before."""
 
 
 @record
@@ -132,6 +150,11 @@ class Cpu:
     ctx: PerfContext
     current: U16
     """The task that runs on it, or NO_TASK while it is idle."""
+    first: U16
+    """Of the tasks that wait for their turn here, the one that has waited longest."""
+    last: U16
+    nr_queued: U16
+    switches: LedgerCount
 
 
 @record
