@@ -39,7 +39,12 @@ INST_RETIRED, CPU_CYCLES = 0x08, 0x11
         (P5, 1, 1, 0x8A4C84),
         (P5, 0, 1, 0x8A4CE4),
         (P9, 1, 1, 0x8A4C84),
-        (P5, 1, 0, 0x8A4CE6),  # on a CPU that cannot run it: all of that CPU's six counters, and all trapped
+        (
+            P5,
+            1,
+            0,
+            0x084CE6,
+        ),  # cannot run it: all six counters the host's, none prohibited; all trapped
     ],
 )
 @pytest.mark.parametrize("without", ["core", "boot parameter"])

@@ -23,6 +23,7 @@ from pmuvisor.arch.sysreg import (
     FILTER_P,
     FILTER_U,
     MDCR_HCCD,
+    MDCR_HLP,
     MDCR_HPMD,
     MDCR_HPME,
     MDCR_TDOSA,
@@ -40,6 +41,7 @@ from pmuvisor.arch.sysreg import (
     PMCR_C,
     PMCR_E,
     PMCR_EL0,
+    PMCR_LP,
     PMCR_N_SHIFT,
     PMCR_P,
     PMEVTYPER0_EL0,
@@ -116,10 +118,14 @@ def mdcr_hpmn(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
 def setup_mdcr_el2(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
     """State kvm_arm_setup_mdcr_el2(): MDCR_EL2 while `vcpu` is loaded; E2PB and E2TB stay zero.
 
-    HPME keeps the host's range counting while the guest's PMCR_EL0.E governs only its own.
+    HPME keeps the host's range counting while the guest's PMCR_EL0.E governs only its own, and HLP keeps its counters
+    as long as the host's PMCR_EL0.LP had them. On a CPU that cannot run the vCPU nothing is prohibited: all counters
+    are the host's there, in the first range.
     """
     mdcr = mdcr_hpmn(pe, vm, vcpu) | MDCR_HPME | MDCR_TPMS | MDCR_TTRF | MDCR_TDRA | MDCR_TDOSA
-    if vm.design == PARTITIONED:
+    if vm.design == PARTITIONED and vcpu.unsupported_cpu == 0:
+        if pe.core.pmuver >= PMUV3P5 and (pe.pmcr & PMCR_LP) != 0:
+            mdcr |= MDCR_HLP
         if pe.core.pmuver >= PMUV3P1:
             mdcr |= MDCR_HPMD
         if pe.core.pmuver >= PMUV3P5:
