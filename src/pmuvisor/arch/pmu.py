@@ -348,6 +348,23 @@ def carry_out(pe: Pe, old: int, amount: int, total: int) -> int:
     return (((old & amount) | ((old | amount) & ~total)) >> pe.core.counter_top) & 1
 
 
+def counter_room(pe: Pe, i: int) -> int:
+    """Return after how many events counter `i` overflows, at most 2**62: see its width."""
+    width = pe.core.half_bits
+    long = (long_counters(pe) >> i) & 1
+    if i == CYCLE:
+        long = effective_lc(pe)
+    if i == INSTRUCTION or long == 1:
+        width = pe.core.counter_top + 1
+    value = counter_value(pe, i)
+    if width > 62:
+        room = -value & pe.core.counter_mask
+        if (room >> 62) != 0 or room == 0:
+            return 1 << 62
+        return room
+    return (1 << width) - (value & ((1 << width) - 1))
+
+
 def increment_event_counter(pe: Pe, i: int, amount: int, long: int) -> int:
     """State AArch64.IncrementEventCounter(): return how many CHAIN events the addition makes for the next counter.
 

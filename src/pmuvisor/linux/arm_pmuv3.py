@@ -123,7 +123,7 @@ def mask_of(cpu: Cpu, event: PerfEvent, idx: int) -> int:
 def max_period(cpu: Cpu, event: PerfEvent) -> int:
     """State arm_pmu_event_max_period(): 64 bits for an event that asks for them, else 32."""
     if event.long == 1:
-        return FULL_MASK
+        return cpu.pe.core.counter_mask
     return MASK_32
 
 

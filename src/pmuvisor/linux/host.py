@@ -135,6 +135,19 @@ class Task:
     or NO_VCPU."""
     allowed: Annotated[list[int], Each("cpu_words", 32)]
     """task_struct.cpus_mask: bit c & 31 of word c >> 5."""
+    rate: Annotated[list[int], Each("kinds", 32)]
+    """How it makes events, if no guest's code does: events of each kind in a millisecond of its run time."""
+    user: U16
+    """How many of a thousand of them are at EL0."""
+    burst: U62
+    """How long it runs before it goes to sleep; 0 for one that never does."""
+    pause: U62
+    """How long it sleeps."""
+    burst_left: U62
+    runtime: U62
+    """How long it has run."""
+    cycles: U62
+    """Thousandths of the clock cycles in which it has run."""
     migrations: LedgerCount
     """How often it was found on another CPU than before."""
 

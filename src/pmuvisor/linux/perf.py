@@ -162,7 +162,7 @@ def group_sched_in(host: Host, c: int, ctx: PerfContext, leader: int) -> int:
 
 def event_filter_match(host: Host, c: int, event: PerfEvent) -> bool:
     """State event_filter_match() and pmu_filter(): a task's event is for one kind of core, and may be for one CPU."""
-    return event.pmu == host.cpus[c].pmu and event.cpu in (ANY_CPU, c)
+    return event.pmu == host.cpus[c].pmu and (event.cpu == ANY_CPU or event.cpu == c)
 
 
 def merge_sched_in(host: Host, c: int, ctx: PerfContext, leader: int, can_add_hw: int) -> int:
@@ -300,11 +300,18 @@ def ctx_event_to_rotate(host: Host, c: int, ctx: PerfContext) -> int:
     for i in range(ctx.nr_flexible):
         if host.events[ctx.flexible[i]].state == STATE_ACTIVE:
             return ctx.flexible[i]
-    for cpu in (ANY_CPU, c):
-        for i in range(ctx.nr_flexible):
-            event = host.events[ctx.flexible[i]]
-            if event.cpu == cpu and event.pmu == host.cpus[c].pmu:
-                return ctx.flexible[i]
+    leader = first_for(host, c, ctx, ANY_CPU)
+    if leader == NO_EVENT:
+        leader = first_for(host, c, ctx, c)
+    return leader
+
+
+def first_for(host: Host, c: int, ctx: PerfContext, cpu: int) -> int:
+    """Return the first flexible group on CPU `c`'s PMU whose attribute is `cpu`, or NO_EVENT."""
+    for i in range(ctx.nr_flexible):
+        event = host.events[ctx.flexible[i]]
+        if event.cpu == cpu and event.pmu == host.cpus[c].pmu:
+            return ctx.flexible[i]
     return NO_EVENT
 
 

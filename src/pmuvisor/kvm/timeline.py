@@ -1,0 +1,301 @@
+"""A world in time, without guests' code: CPUs run tasks and vCPU threads in slices, and counters count what they do.
+
+One event after the other, in the order of time, and at one time by number, CPUs first. Between two events of its own a
+CPU does nothing but what its task does; so its counters are brought up to date only then. A CPU's next event is the end
+of a slice, the multiplexing timer, an overflow that interrupts, or its task's going to sleep; a task's is its waking.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pmuvisor.arch import pmu
+from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
+from pmuvisor.arch.sysreg import CYCLE, INSTRUCTION
+from pmuvisor.kvm import world as worlds
+from pmuvisor.kvm.world import World
+from pmuvisor.linux import activity, perf, sched
+from pmuvisor.linux.activity import NEVER
+from pmuvisor.linux.host import NO_TASK, NO_VCPU, TASK_SLEEPING
+from pmuvisor.records import U16, U62, Each, LedgerCount, record
+
+EL0, EL1, EL2 = 0, 1, 2
+
+
+@record
+class Timeline:
+    """A world, and when what will happen in it. Entries of the queue are CPUs, and after them tasks."""
+
+    world: World
+    now: U62
+    kinds: Annotated[list[int], Each("kinds", 16)]
+    """The events that tasks make, by their numbers."""
+    mhz: Annotated[list[int], Each("cpus", 16)]
+    queue: Annotated[list[int], Each("entries", 16)]
+    """A heap of entries by `due`, then by their number."""
+    place: Annotated[list[int], Each("entries", 16)]
+    """Where in the queue each entry is."""
+    due: Annotated[list[int], Each("entries", 62)]
+    accounted: Annotated[list[int], Each("cpus", 62)]
+    """Up to when the counters of a CPU know what its task has done."""
+    slice_end: Annotated[list[int], Each("cpus", 62)]
+    mux_at: Annotated[list[int], Each("cpus", 62)]
+    """When the multiplexing timer of a CPU fires, if it is needed."""
+    slice_ns: U62
+    mux_ns: U62
+    executed: Annotated[list[int], Each("executed", 62)]
+    """By vCPU and kind, what its guest has done: what its counters ought to show."""
+    happenings: LedgerCount
+    interrupts: LedgerCount
+    rotations: LedgerCount
+    cpu_count: U16
+
+
+# ---- the queue --------------------------------------------------------------------------------------------
+
+
+def before(t: Timeline, a: int, b: int) -> bool:
+    """Tell whether entry `a` comes before entry `b`."""
+    return t.due[a] < t.due[b] or (t.due[a] == t.due[b] and a < b)
+
+
+def put_entry(t: Timeline, at: int, entry: int) -> None:
+    """Put an entry at a place of the heap."""
+    t.queue[at] = entry
+    t.place[entry] = at
+
+
+def schedule(t: Timeline, entry: int, due: int) -> None:
+    """Set when an entry is due, and let it rise or sink to its place."""
+    t.due[entry] = due
+    at = t.place[entry]
+    while at > 0 and before(t, entry, t.queue[(at - 1) >> 1]):
+        put_entry(t, at, t.queue[(at - 1) >> 1])
+        at = (at - 1) >> 1
+    size = len(t.queue)
+    while True:
+        child = 2 * at + 1
+        if child + 1 < size and before(t, t.queue[child + 1], t.queue[child]):
+            child += 1
+        if child >= size or not before(t, t.queue[child], entry):
+            break
+        put_entry(t, at, t.queue[child])
+        at = child
+    put_entry(t, at, entry)
+
+
+# ---- what a CPU has done ----------------------------------------------------------------------------------
+
+
+def resident(t: Timeline, c: int) -> int:
+    """Return the vCPU that is loaded on a CPU, or NO_VCPU."""
+    current = t.world.host.cpus[c].current
+    if current == NO_TASK:
+        return NO_VCPU
+    return t.world.host.tasks[current].preempt_notifier
+
+
+def account(t: Timeline, c: int, until: int) -> None:
+    """Bring the counters of CPU `c` up to `until`: its task has run since the last time, and nothing else happened."""
+    passed = until - t.accounted[c]
+    t.accounted[c] = until
+    current = t.world.host.cpus[c].current
+    if current == NO_TASK or passed == 0:
+        return
+    task = t.world.host.tasks[current]
+    v = task.preempt_notifier
+    if v != NO_VCPU:
+        worlds.vcpu_enter(t.world, c, v)
+    for kind in range(len(t.kinds)):
+        account_kind(t, c, kind, passed)
+    if v != NO_VCPU:
+        worlds.vcpu_exit(t.world, c)
+    task.runtime += passed
+
+
+def account_kind(t: Timeline, c: int, kind: int, passed: int) -> None:
+    """Count the events of one kind that the task on CPU `c` has made in the time that has passed."""
+    cpu = t.world.host.cpus[c]
+    task = t.world.host.tasks[cpu.current]
+    event = t.kinds[kind]
+    if event == CPU_CYCLES:
+        task.cycles += passed * t.mhz[c]
+        total = task.cycles // 1000
+        done = (task.cycles - passed * t.mhz[c]) // 1000
+    else:
+        total = activity.happened(task.rate[kind], task.runtime + passed)
+        done = activity.happened(task.rate[kind], task.runtime)
+    el0 = activity.at_el0(total, task.user) - activity.at_el0(done, task.user)
+    other = total - done - el0
+    v = task.preempt_notifier
+    above = EL2
+    if v != NO_VCPU:
+        above = EL1
+        t.executed[v * len(t.kinds) + kind] += total - done
+    count_at(cpu.pe, EL0, event, el0)
+    count_at(cpu.pe, above, event, other)
+    in_guest = int(v != NO_VCPU)
+    activity.note_context(t.world.host, c, cpu.ctx, event, in_guest, el0, other)
+    activity.note_context(t.world.host, c, task.ctx, event, in_guest, el0, other)
+
+
+def count_at(pe: pmu.Pe, el: int, event: int, amount: int) -> None:
+    """Count events at one level; of CPU_CYCLES in the cycle counter as well."""
+    if amount != 0:
+        if event == CPU_CYCLES:
+            pmu.increment_cycle_counter(pe, pmu.count_pmu_events(pe, el), amount)
+        pmu.pmu_event(pe, el, event, amount)
+
+
+# ---- when a CPU's next event is ---------------------------------------------------------------------------
+
+
+def kind_of(t: Timeline, event: int) -> int:
+    """Return which of the kinds an event is; as many as there are where it is none."""
+    for kind in range(len(t.kinds)):
+        if t.kinds[kind] == event:
+            return kind
+    return len(t.kinds)
+
+
+def next_overflow(t: Timeline, c: int) -> int:
+    """Return when the first counter of CPU `c` that may interrupt overflows, if its task goes on as it does."""
+    cpu = t.world.host.cpus[c]
+    soonest = NEVER
+    armed = cpu.pe.cnten & cpu.pe.inten
+    for i in range(INSTRUCTION + 1):
+        if (armed >> i) & 1 == 1:
+            soonest = min(soonest, time_to_overflow(t, c, i))
+    return min(NEVER, t.accounted[c] + soonest)
+
+
+def time_to_overflow(t: Timeline, c: int, i: int) -> int:
+    """Return how long it takes until counter `i` of CPU `c` overflows; NEVER where its task does nothing to it."""
+    cpu = t.world.host.cpus[c]
+    task = t.world.host.tasks[cpu.current]
+    event = counted_event(cpu.pe, i)
+    kind = kind_of(t, event)
+    remaining = pmu.counter_room(cpu.pe, i)
+    above = EL2 - int(task.preempt_notifier != NO_VCPU)
+    el0 = 1 - activity.excludes(pmu.counter_control(cpu.pe, i), EL0)
+    other = 1 - activity.excludes(pmu.counter_control(cpu.pe, i), above)
+    if kind == len(t.kinds) or remaining >= 1 << 40 or el0 + other == 0:
+        return NEVER
+    if event == CPU_CYCLES:
+        done = task.cycles // 1000
+    else:
+        done = activity.happened(task.rate[kind], task.runtime)
+    total = activity.total_for(task.user, el0, other, activity.counted(task.user, el0, other, done) + remaining)
+    if total == 0:
+        return NEVER
+    if event == CPU_CYCLES:
+        return (total * 1000 - task.cycles + t.mhz[c] - 1) // t.mhz[c]
+    return activity.runtime_for(task.rate[kind], total) - task.runtime
+
+
+def counted_event(pe: pmu.Pe, i: int) -> int:
+    """Return the event that a counter counts."""
+    if i == CYCLE:
+        return CPU_CYCLES
+    if i == INSTRUCTION:
+        return INST_RETIRED
+    return pe.evtyper[i] & pmu.EVENT_FIELD
+
+
+def plan(t: Timeline, c: int) -> None:
+    """Set when CPU `c`'s next event is. An idle one has none."""
+    cpu = t.world.host.cpus[c]
+    due = NEVER
+    if cpu.current != NO_TASK:
+        task = t.world.host.tasks[cpu.current]
+        due = min(t.slice_end[c], next_overflow(t, c))
+        if task.burst != 0:
+            due = min(due, t.accounted[c] + task.burst_left)
+        if needs_rotation(t, c):
+            due = min(due, t.mux_at[c])
+    elif cpu.ctx.rotate_necessary == 1:
+        due = t.mux_at[c]
+    schedule(t, c, max(due, t.now))
+
+
+def needs_rotation(t: Timeline, c: int) -> bool:
+    """Tell whether some group waits for a counter of CPU `c`."""
+    cpu = t.world.host.cpus[c]
+    if cpu.ctx.rotate_necessary == 1:
+        return True
+    return cpu.current != NO_TASK and t.world.host.tasks[cpu.current].ctx.rotate_necessary == 1
+
+
+# ---- what happens -----------------------------------------------------------------------------------------
+
+
+def change_task(t: Timeline, c: int) -> None:
+    """The task on CPU `c`, if there is one, gives way to the next."""
+    worlds.switch_out(t.world, c, t.now)
+    worlds.switch_in(t.world, c, t.now)
+    t.slice_end[c] = t.now + t.slice_ns
+
+
+def cpu_event(t: Timeline, c: int) -> None:
+    """Whatever is due on CPU `c` happens now."""
+    cpu = t.world.host.cpus[c]
+    before_it = t.accounted[c]
+    account(t, c, t.now)
+    if pmu.check_for_pmu_overflow(cpu.pe) == 1:
+        t.interrupts += 1
+        worlds.handle_irq(t.world, c, resident(t, c))
+    if t.mux_at[c] <= t.now:
+        t.mux_at[c] = t.now + t.mux_ns
+        t.rotations += perf.perf_rotate_context(t.world.host, c, t.now)
+    if cpu.current != NO_TASK:
+        number = cpu.current
+        task = t.world.host.tasks[number]
+        sleeps = False
+        if task.burst != 0:
+            task.burst_left -= t.now - before_it
+            sleeps = task.burst_left == 0
+        if sleeps:
+            task.burst_left = task.burst
+            sched.go_to_sleep(t.world.host, c)
+            change_task(t, c)
+            schedule(t, t.cpu_count + number, t.now + task.pause)
+        elif t.slice_end[c] <= t.now:
+            change_task(t, c)
+    plan(t, c)
+
+
+def wake(t: Timeline, number: int) -> None:
+    """A task wakes now, and runs at once where a CPU is idle."""
+    schedule(t, t.cpu_count + number, NEVER)
+    if t.world.host.tasks[number].state != TASK_SLEEPING:
+        return
+    c = sched.try_to_wake_up(t.world.host, number)
+    if t.world.host.cpus[c].current == NO_TASK:
+        t.accounted[c] = t.now
+        change_task(t, c)
+        plan(t, c)
+
+
+def happen(t: Timeline) -> None:
+    """The next event happens."""
+    entry = t.queue[0]
+    t.now = t.due[entry]
+    t.happenings += 1
+    if entry < t.cpu_count:
+        cpu_event(t, entry)
+    else:
+        wake(t, entry - t.cpu_count)
+
+
+def run_until(t: Timeline, end: int) -> None:
+    """Let everything happen that is due before `end`, and bring all CPUs to that time."""
+    while t.due[t.queue[0]] < end:
+        happen(t)
+    t.now = end
+    for c in range(t.cpu_count):
+        spent = end - t.accounted[c]
+        account(t, c, end)
+        current = t.world.host.cpus[c].current
+        if current != NO_TASK and t.world.host.tasks[current].burst != 0:
+            t.world.host.tasks[current].burst_left -= spent
+        plan(t, c)
