@@ -13,7 +13,7 @@ from kvm.timelines import KINDS, MS, Lab
 from pmuvisor import records
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED, LD_RETIRED
 from pmuvisor.check.compiled import compiled
-from pmuvisor.kvm import timeline
+from pmuvisor.kvm import timeline, world
 from pmuvisor.kvm.timeline import Timeline
 
 N1 = "neoverse-n1"  # six event counters, 2500 MHz
@@ -129,7 +129,7 @@ def test_two_cpus_four_busy_vcpus_and_sessions_that_want_every_counter() -> None
     assert sum(lab.executed(v)[0] for v in range(4)) == 2 * 2400 * 1_000_000
     assert min(v.loads for v in lab.t.world.vcpus) > 100
     for c in range(2):
-        timeline.worlds.switch_out(lab.t.world, c, lab.t.now)
+        world.switch_out(lab.t.world, c, lab.t.now)
         assert lab.t.world.host.cpus[c].hw.cntr_mask == 0x3F | 1 << 31
 
 
@@ -170,7 +170,7 @@ def test_a_vm_tied_to_one_pmu_counts_nothing_on_the_others_cpus() -> None:
     lab.run(5)
     assert lab.t.world.vcpus[0].unsupported_cpu == 1
     assert lab.t.world.host.cpus[1].hw.guest_resident == 0
-    timeline.worlds.switch_out(lab.t.world, 1, lab.t.now)
+    world.switch_out(lab.t.world, 1, lab.t.now)
     assert (lab.t.world.vcpus[0].evcntr[0], lab.t.world.vcpus[0].ccntr) == (0, 0)
 
 
@@ -191,10 +191,8 @@ def random_lab(seed: int) -> Lab:
     for _ in range(rng.randrange(1, 14)):
         bits = {name: rng.randrange(2) for name in ("exclude_user", "exclude_kernel")}
         bits |= rng.choice([{}, {"exclude_guest": 1}, {"exclude_host": 1}])
-        bits |= {
-            "sample_period": rng.choice([0, 0, rng.randrange(50_000, 5_000_000)]),
-            "pinned": int(rng.random() < 0.2),
-        }
+        bits["sample_period"] = rng.choice([0, 0, rng.randrange(50_000, 5_000_000)])
+        bits["pinned"] = int(rng.random() < 0.2)
         where = {"cpu": rng.randrange(2)} if rng.random() < 0.6 else {"task": rng.randrange(5)}
         lab.open(rng.choice(KINDS), **bits, **where)
     return lab
