@@ -1,14 +1,11 @@
-"""PMUv3 by hand counts, by the Arm ARM's pages, and against a reference that goes counter by counter."""
+"""PMUv3 by hand counts and by the Arm ARM's pages."""
 
 from __future__ import annotations
 
 import random
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from arch import reference
 from arch.support import (
     CYCLE,
     INSTRUCTION,
@@ -19,22 +16,12 @@ from arch.support import (
     P5,
     P7,
     P9,
-    evtyper_fields,
-    filter_fields,
     make_pe,
-    near_edge,
-    pmcr_fields,
-    random_core,
     randomize,
-    second_range_of,
-    sizes_of,
-    userenr_fields,
 )
-from pmuvisor import records
 from pmuvisor.arch import pmu, sysreg, traps, unpredictable
 from pmuvisor.arch.pmu import Pe
 
-SEEDS = st.integers(0, 2**64 - 1)
 SW_INCR, INST_RETIRED, CHAIN = 0x00, 0x08, 0x1E
 E, D, DP, LC, LP, FZO = 1, 1 << 3, 1 << 5, 1 << 6, 1 << 7, 1 << 9
 HPME, HPMD, HCCD, HLP, HPMFZO = 1 << 7, 1 << 17, 1 << 23, 1 << 26, 1 << 29
@@ -53,13 +40,6 @@ def counting(n: int = 6, pmuver: int = P5, *, hpmn: int | None = None, **core: i
     for i in range(n):
         pe.evtyper[i] = INST_RETIRED | NSH
     return pe
-
-
-def random_pe(seed: int, *, n: int | None = None, **fixed: int) -> tuple[Pe, random.Random]:
-    rng = random.Random(seed)
-    size = rng.choice([0, 1, 2, 5, 6, 30, 31]) if n is None else n
-    pe = make_pe(scaled=rng.random() < 0.2, **random_core(rng, size, **fixed))
-    return randomize(pe, rng), rng
 
 
 # ---- ranges -------------------------------------------------------------------------------------------------
@@ -209,16 +189,6 @@ def test_filters_exclude_by_exception_level(bits: int, with_el3: tuple[int, ...]
             assert pmu.count_pmu_events(pe, el) == everything * expected[el], (el3, el)
 
 
-@settings(max_examples=400, deadline=None)
-@given(SEEDS)
-def test_the_masks_agree_with_counter_by_counter_rules(seed: int) -> None:
-    pe, _ = random_pe(seed)
-    for el in (EL0, EL1, EL2):
-        expected = sum(1 << n for n in reference.implemented(pe) if reference.counts(pe, el, n))
-        assert pmu.count_pmu_events(pe, el) == expected
-    assert pmu.check_for_pmu_overflow(pe) == reference.interrupts(pe)
-
-
 # ---- overflow and CHAIN -----------------------------------------------------------------------------------------
 
 
@@ -322,35 +292,15 @@ def test_a_chain_from_one_range_into_the_other_is_a_named_choice_and_not_counted
     assert pe.unpredictable == unpredictable.UNPREDICTABLE_CHAIN
 
 
-@settings(max_examples=400, deadline=None)
-@given(SEEDS)
-def test_events_add_and_overflow_as_unbounded_arithmetic_says(seed: int) -> None:
-    pe, rng = random_pe(seed)
-    el = rng.randrange(3)
-    event = rng.choice([SW_INCR, INST_RETIRED, 0x11])
-    amount = rng.choice([0, 1, 2, near_edge(rng, pe.core.counter_top + 1) >> 2])
-    hits = {n for n in range(pe.core.event_counters) if pe.evtyper[n] & 0xFFFF == event}
-    values, overflows = reference.after_event(pe, el, hits, amount)
-    icntr, wrapped = reference.after_instructions(pe, el, amount * (event == INST_RETIRED))
-    pmu.pmu_event(pe, el, event, amount)
-    assert (list(pe.evcntr), pe.icntr, pe.ovs) == (values, icntr, overflows | wrapped)
-
-
-@settings(max_examples=300, deadline=None)
-@given(SEEDS)
-def test_a_then_b_is_a_plus_b_unless_an_overflow_freezes(seed: int) -> None:
-    one, rng = random_pe(seed)
-    one.pmcr &= ~FZO
-    one.mdcr_el2 &= ~HPMFZO
-    two = records.copy(one)
-    el = rng.randrange(3)
-    width = one.core.counter_top + 1
-    a, b = (near_edge(rng, width) >> 3 for _ in range(2))
-    for pe, amounts in ((one, (a, b)), (two, (a + b,))):
-        for amount in amounts:
-            pmu.pmu_event(pe, el, INST_RETIRED, amount)
-            pmu.increment_cycle_counter(pe, pmu.count_pmu_events(pe, el), amount)
-    assert records.key(one, sizes_of(one)) == records.key(two, sizes_of(two))
+def test_a_chain_within_a_range_and_an_overflow_that_nobody_chains_are_no_choice() -> None:
+    pe = chained(4, hpmn=3)
+    pe.evcntr[0] = 0xFFFF_FFFF
+    pmu.pmu_event(pe, EL1, INST_RETIRED, 1)
+    assert (pe.evcntr[1], pe.unpredictable) == (1, 0)
+    pe.evtyper[3] = INST_RETIRED
+    pe.evcntr[2] = 0xFFFF_FFFF
+    pmu.pmu_event(pe, EL1, INST_RETIRED, 1)
+    assert (pe.ovs, pe.unpredictable) == (0b0101, 0)
 
 
 # ---- the fixed counters -------------------------------------------------------------------------------------------
@@ -644,7 +594,7 @@ def test_a_core_without_an_instruction_counter_has_no_bit_for_it() -> None:
 
 
 def test_reset_disables_everything_and_gives_el1_all_counters() -> None:
-    pe, _ = random_pe(5, n=6, aarch32=0, hpmn0=0)
+    pe = randomize(make_pe(6, P7, aarch32=0, hpmn0=0), random.Random(5))
     pmu.reset(pe)
     assert pmu.read(pe, EL1, sysreg.PMCR_EL0) == 6 << 11 | 1 << 6
     assert [pmu.read(pe, EL2, key) for key in (sysreg.PMCNTENSET_EL0, sysreg.PMINTENSET_EL1, sysreg.PMOVSSET_EL0)] == [
@@ -654,56 +604,3 @@ def test_reset_disables_everything_and_gives_el1_all_counters() -> None:
     ]
     assert pmu.read(pe, EL1, sysreg.PMUSERENR_EL0) == 0
     assert pe.mdcr_el2 == 6
-
-
-def allowed_write(pe: Pe, el: int, key: int, value: int) -> bool:
-    if traps.access(pe, el, key, 1) != traps.ALLOWED:
-        return False
-    pmu.write(pe, el, key, value)
-    return True
-
-
-@settings(max_examples=300, deadline=None)
-@given(SEEDS)
-def test_nothing_written_below_el2_changes_the_second_range(seed: int) -> None:
-    pe, rng = random_pe(seed)
-    before = second_range_of(pe)
-    for _ in range(20):
-        key = rng.choice(sysreg.PMU_KEYS)
-        allowed_write(pe, rng.choice([EL0, EL1]), key, rng.choice([MASK64, rng.getrandbits(64)]))
-        assert second_range_of(pe) == before, sysreg.name_of(key)
-
-
-@settings(max_examples=200, deadline=None)
-@given(SEEDS)
-def test_a_set_register_and_its_clear_register_read_alike_and_undo_each_other(seed: int) -> None:
-    pe, rng = random_pe(seed)
-    el = rng.randrange(3)
-    value = rng.getrandbits(64)
-    for set_key, clear_key, field in PAIRS:
-        assert pmu.read(pe, el, set_key) == pmu.read(pe, el, clear_key)
-        before = getattr(pe, field)
-        pmu.write(pe, el, set_key, value)
-        assert getattr(pe, field) & before == before
-        mine = getattr(pe, field)
-        pmu.write(pe, el, clear_key, value)
-        assert getattr(pe, field) == mine & ~(value & pmu.get_pmu_write_mask(pe, el, 0))
-
-
-@settings(max_examples=200, deadline=None)
-@given(SEEDS)
-def test_every_value_written_leaves_all_fields_within_their_widths(seed: int) -> None:
-    pe, rng = random_pe(seed)
-    for _ in range(20):
-        el = rng.randrange(3)
-        key = rng.choice(sysreg.PMU_KEYS)
-        if allowed_write(pe, el, key, rng.choice([MASK64, rng.getrandbits(64)])):
-            assert pe.pmcr & ~pmcr_fields(pe) in (0, 1 << 6)
-            assert all(value & ~evtyper_fields(pe, n) == 0 for n, value in enumerate(pe.evtyper))
-            assert pe.userenr & ~userenr_fields(pe) == 0
-            assert (pe.ccfiltr | pe.icfiltr) & ~filter_fields(pe) == 0
-        if traps.access(pe, el, key, 0) == traps.ALLOWED:
-            assert 0 <= pmu.read(pe, el, key) <= MASK64
-        pmu.pmu_event(pe, el, INST_RETIRED, rng.getrandbits(pe.core.counter_top - 1))
-        pmu.increment_cycle_counter(pe, pmu.count_pmu_events(pe, el), rng.getrandbits(pe.core.counter_top - 1))
-    records.check_widths(pe, sizes_of(pe))
