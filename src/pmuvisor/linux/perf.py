@@ -7,6 +7,7 @@ other hardware PMUs, inheritance, cgroups and exclusive groups are not there.
 
 from __future__ import annotations
 
+from pmuvisor.arch.events import CHAIN
 from pmuvisor.linux import arm_pmuv3
 from pmuvisor.linux.arm_pmuv3 import EAGAIN, EINVAL
 from pmuvisor.linux.host import (
@@ -48,14 +49,23 @@ def context_of(host: Host, event: PerfEvent) -> PerfContext:
     return host.cpus[event.cpu].ctx
 
 
+def effective_state(host: Host, event: PerfEvent) -> int:
+    """State __perf_effective_state(): an event whose leader is off, or in error, is so too."""
+    leader = host.events[event.leader].state
+    if leader <= STATE_OFF:
+        return leader
+    return event.state
+
+
 def perf_event_update_time(host: Host, ctx: PerfContext, event: PerfEvent) -> None:
     """State perf_event_update_time(): enabled while it and its group's leader are not off, running while active."""
     delta = ctx.time - event.tstamp
     event.tstamp = ctx.time
-    if event.state >= STATE_INACTIVE and host.events[event.leader].state >= STATE_INACTIVE:
+    state = effective_state(host, event)
+    if state >= STATE_INACTIVE:
         event.total_time_enabled += delta
-        if event.state == STATE_ACTIVE:
-            event.total_time_running += delta
+    if state == STATE_ACTIVE:
+        event.total_time_running += delta
 
 
 def perf_event_set_state(host: Host, ctx: PerfContext, number: int, state: int) -> None:
@@ -102,6 +112,11 @@ def delete_group(ctx: PerfContext, leader: int, pinned: int) -> None:
         ctx.nr_pinned -= found
     else:
         ctx.nr_flexible -= found
+
+
+def is_empty(ctx: PerfContext) -> bool:
+    """Tell whether a context has no event: each is in a group, and each group has a leader."""
+    return ctx.nr_pinned + ctx.nr_flexible == 0
 
 
 def has_room(ctx: PerfContext, pinned: int) -> bool:
@@ -205,7 +220,7 @@ def groups_sched_out(host: Host, c: int, ctx: PerfContext, event_type: int) -> N
 
 def ctx_sched_in(host: Host, c: int, ctx: PerfContext, event_type: int, now: int) -> None:
     """State ctx_sched_in(): schedule the lists of `event_type`, EVENT_PINNED or EVENT_FLEXIBLE, that are not active."""
-    if ctx.nr_pinned + ctx.nr_flexible == 0:
+    if is_empty(ctx):
         return
     update_context_time(ctx, now)
     changed = event_type & ~ctx.is_active
@@ -258,6 +273,17 @@ def ctx_resched(host: Host, c: int, event_type: int, now: int) -> None:
     arm_pmuv3.armpmu_enable(host.cpus[c])
 
 
+def resched_for(host: Host, c: int, event: PerfEvent, now: int) -> None:
+    """State ctx_resched() as it is called for one event that has been installed or enabled.
+
+    It is of the event's PMU: where that is not this CPU's, nothing moves here, but a context that was empty begins.
+    """
+    if event.pmu == host.cpus[c].pmu:
+        ctx_resched(host, c, event_type_of(host.events[event.leader]), now)
+    else:
+        perf_event_sched_in(host, c, host.cpus[c].current, now)
+
+
 def perf_pmu_resched_update(host: Host, c: int, cntr_mask: int, now: int) -> None:
     """State perf_pmu_resched_update(): change the counters that the PMU has while no event is on any of them."""
     resched_out(host, c, EVENT_ALL | EVENT_CPU, now)
@@ -274,7 +300,7 @@ def perf_event_task_sched_in(host: Host, c: int, task: int, now: int) -> None:
     cpu = host.cpus[c]
     cpu.current = task
     ctx = host.tasks[task].ctx
-    if ctx.nr_pinned + ctx.nr_flexible == 0:
+    if is_empty(ctx):
         return
     if ctx.nr_pinned != 0:
         ctx_sched_out(host, c, cpu.ctx, EVENT_FLEXIBLE, now)
@@ -287,7 +313,7 @@ def perf_event_task_sched_out(host: Host, c: int, now: int) -> None:
     cpu = host.cpus[c]
     ctx = host.tasks[cpu.current].ctx
     cpu.current = NO_TASK
-    if ctx.nr_pinned + ctx.nr_flexible != 0:
+    if not is_empty(ctx):
         ctx_sched_out(host, c, ctx, EVENT_ALL | EVENT_TIME, now)
         arm_pmuv3.armpmu_enable(cpu)
 
@@ -296,7 +322,11 @@ def perf_event_task_sched_out(host: Host, c: int, now: int) -> None:
 
 
 def ctx_event_to_rotate(host: Host, c: int, ctx: PerfContext) -> int:
-    """State ctx_event_to_rotate(): the first active flexible group, else the first that could be; or NO_EVENT."""
+    """State ctx_event_to_rotate(): the first active flexible group, else the first that could be; or NO_EVENT.
+
+    Whether there is still something to rotate shows when the groups are scheduled in again.
+    """
+    ctx.rotate_necessary = 0
     for i in range(ctx.nr_flexible):
         if host.events[ctx.flexible[i]].state == STATE_ACTIVE:
             return ctx.flexible[i]
@@ -357,6 +387,7 @@ def perf_rotate_context(host: Host, c: int, now: int) -> int:
 def validate_group(host: Host, c: int, number: int) -> int:
     """State validate_group(): a group must fit a PMU that has nothing else to do. Return 0 or -EINVAL.
 
+    Members that are off, or in error, need no counter: a group can become too large for its PMU when they are enabled.
     `c` is a CPU of the event's PMU. The counters that a guest has taken there count: the event could not run meanwhile,
     but it can at other times.
     """
@@ -366,10 +397,11 @@ def validate_group(host: Host, c: int, number: int) -> int:
     event = host.events[number]
     member = event.leader
     while member != NO_EVENT:
-        idx = arm_pmuv3.get_event_idx(cpu, host.events[member], mask, used)
-        if idx == NO_COUNTER:
-            return -EINVAL
-        used |= arm_pmuv3.mask_of(cpu, host.events[member], idx)
+        if host.events[member].state > STATE_OFF:
+            idx = arm_pmuv3.get_event_idx(cpu, host.events[member], mask, used)
+            if idx == NO_COUNTER:
+                return -EINVAL
+            used |= arm_pmuv3.mask_of(cpu, host.events[member], idx)
         member = host.events[member].next_sibling
     return 0
 
@@ -385,12 +417,15 @@ def link_sibling(host: Host, number: int) -> None:
 def perf_event_open(host: Host, c: int, number: int) -> int:
     """State perf_event_open() up to the installation, of an event whose attributes have been filled in.
 
-    `c` is a CPU of the event's PMU. Return 0; -ENOENT for a CPU of another PMU; -EINVAL for a group that no PMU has
-    room for, or that is of another context or PMU than its leader. On an error the event is in no group.
+    `c` is a CPU of the event's PMU. Return 0; -ENOENT for a CPU of another PMU; -EINVAL for CHAIN, which is no event of
+    its own, for a group that no PMU has room for, or that is of another context or PMU than its leader. On an error the
+    event is in no group.
     """
     event = host.events[number]
     if event.cpu != ANY_CPU and host.cpus[event.cpu].pmu != event.pmu:
         return -ENOENT
+    if event.config == CHAIN:
+        return -EINVAL
     if event.leader != number:
         leader = host.events[event.leader]
         if leader.leader != event.leader or event.pinned == 1:
@@ -435,13 +470,16 @@ def event_type_of(event: PerfEvent) -> int:
 
 
 def perf_install_in_context(host: Host, number: int, now: int) -> None:
-    """State __perf_install_in_context(), on the CPU where the event's context is, if it is on one.
+    """State perf_install_in_context(), on the CPU where the event's context is, if it is on one.
 
-    The event counts from here on, if it is not off. Its counts and times begin at zero.
+    The event counts from here on, if it is not off. Its counts and times begin at zero. The install of an event that is
+    off moves no other, unless it is the context's first.
     """
     event = host.events[number]
     ctx = context_of(host, event)
     c = where_active(host, event)
+    if effective_state(host, event) == STATE_OFF and not is_empty(ctx):
+        c = ANY_CPU
     if c != ANY_CPU:
         update_context_time(ctx, now)
     event.attached = 1
@@ -450,8 +488,7 @@ def perf_install_in_context(host: Host, number: int, now: int) -> None:
     if event.leader == number:
         append_group(ctx, number, event.pinned)
     if c != ANY_CPU:
-        leader = host.events[event.leader]
-        ctx_resched(host, c, event_type_of(leader), now)
+        resched_for(host, c, event, now)
 
 
 def perf_remove_from_context(host: Host, number: int, now: int) -> None:
@@ -475,7 +512,10 @@ def perf_remove_from_context(host: Host, number: int, now: int) -> None:
 
 
 def promote_siblings(host: Host, ctx: PerfContext, leader: int) -> None:
-    """State perf_group_detach() of a leader: its siblings lead from now on, pinned if it was, counting as they do."""
+    """State perf_group_detach() of a leader: its siblings lead from now on, counting as they do, flexible all of them.
+
+    A pinned leader's are so too: which list a group is in is an attribute of its own leader, and no sibling is pinned.
+    """
     number = host.events[leader].next_sibling
     host.events[leader].next_sibling = NO_EVENT
     while number != NO_EVENT:
@@ -483,14 +523,13 @@ def promote_siblings(host: Host, ctx: PerfContext, leader: int) -> None:
         following = sibling.next_sibling
         sibling.leader = number
         sibling.next_sibling = NO_EVENT
-        sibling.pinned = host.events[leader].pinned
         append_group(ctx, number, sibling.pinned)
         number = following
 
 
 def stop_empty_context(ctx: PerfContext) -> None:
     """A context that has lost its last event is not active."""
-    if ctx.nr_pinned + ctx.nr_flexible == 0:
+    if is_empty(ctx):
         ctx.is_active = 0
         ctx.rotate_necessary = 0
 
@@ -505,10 +544,11 @@ def perf_event_enable(host: Host, number: int, now: int) -> None:
     if c != ANY_CPU:
         update_context_time(ctx, now)
     perf_event_set_state(host, ctx, number, STATE_INACTIVE)
-    leader = host.events[event.leader]
+    if c == ANY_CPU or (event.cpu != ANY_CPU and event.cpu != c):
+        return
     # A sibling of a group that is not on goes on with its leader.
-    if c != ANY_CPU and (event.leader == number or leader.state == STATE_ACTIVE):
-        ctx_resched(host, c, event_type_of(leader), now)
+    if event.leader == number or host.events[event.leader].state == STATE_ACTIVE:
+        resched_for(host, c, event, now)
 
 
 def perf_event_disable(host: Host, number: int, now: int) -> None:
