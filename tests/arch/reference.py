@@ -89,8 +89,11 @@ def counts(pe: Pe, el: int, n: int) -> bool:
 
 
 def overflow_width(pe: Pe, n: int) -> int:
+    """Return the number of bits that overflow: of an event counter by LP and HLP, of the cycle counter by LC."""
     long = pe.core.pmuver >= 6 and (bit(pe.pmcr, 7) if follows_first(pe, n) else bit(pe.mdcr_el2, 26))
-    return pe.core.half_bits * (2 if long else 1)
+    if n == CYCLE:
+        long = bit(pe.pmcr, 6) or not pe.core.aarch32
+    return pe.core.half_bits * (2 if long or n == INSTRUCTION else 1)
 
 
 def after_event(pe: Pe, el: int, hits: set[int], amount: int) -> tuple[list[int], int]:
@@ -129,11 +132,10 @@ def after_cycles(pe: Pe, el: int, cycles: int) -> tuple[int, int, int]:
     """
     if not counts(pe, el, CYCLE):
         return pe.ccntr, pe.divider, 0
-    long = bit(pe.pmcr, 6) or not pe.core.aarch32
-    left = pe.divider
-    if bit(pe.pmcr, 3) and not long:
+    left, width = pe.divider, overflow_width(pe, CYCLE)
+    if bit(pe.pmcr, 3) and width == pe.core.half_bits:
         cycles, left = divmod(pe.divider + cycles, 64)
-    after, width = pe.ccntr + cycles, pe.core.half_bits * (2 if long else 1)
+    after = pe.ccntr + cycles
     return after % (1 << 2 * pe.core.half_bits), left, (after >> width > pe.ccntr >> width) << CYCLE
 
 

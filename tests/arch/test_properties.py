@@ -433,6 +433,16 @@ def test_cycles_add_and_overflow_as_unbounded_arithmetic_says(pe: Pe, el: int, d
     assert changed(before, pe) <= {"ccntr", "divider", "ovs"}
 
 
+@settings(max_examples=150)
+@given(st.one_of(pes(), RECENT))
+def test_a_counter_has_room_for_the_events_up_to_its_overflow(pe: Pe) -> None:
+    values = {**dict(enumerate(pe.evcntr)), 31: pe.ccntr, 32: pe.icntr}
+    for n in reference.implemented(pe):
+        size = 1 << reference.overflow_width(pe, n)
+        # 2**62 is the most that can be said.
+        assert pmu.counter_room(pe, n) == min(size - values[n] % size, 1 << 62)
+
+
 @settings(max_examples=200)
 @given(pes(), LEVELS, VALUES)
 def test_pmswinc_is_one_event_for_the_counters_named_that_the_level_reaches(pe: Pe, el: int, value: int) -> None:
