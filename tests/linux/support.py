@@ -8,7 +8,8 @@ from arch.support import P1
 from arch.support import make_pe as make_bare_pe
 from pmuvisor import records
 from pmuvisor.arch import pmu
-from pmuvisor.arch.events import INST_RETIRED
+from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
+from pmuvisor.arch.pmu import Pe
 from pmuvisor.linux import arm_pmuv3, perf
 from pmuvisor.linux.host import (
     ANY_CPU,
@@ -19,7 +20,6 @@ from pmuvisor.linux.host import (
     STATE_ERROR,
     STATE_INACTIVE,
     STATE_OFF,
-    Cpu,
     Host,
     PerfEvent,
 )
@@ -78,8 +78,18 @@ def make_event(**attributes: int) -> PerfEvent:
     return event
 
 
-def cpu_of(host: Host, c: int = 0) -> Cpu:
-    return host.cpus[c]
+def happen(pe: Pe, event: int, amount: int, el: int) -> None:
+    """Let the hardware's `event` happen `amount` times at `el`, cycles for the cycle counter as well."""
+    if event == CPU_CYCLES:
+        pmu.increment_cycle_counter(pe, pmu.count_pmu_events(pe, el), amount)
+    pmu.pmu_event(pe, el, event, amount)
+
+
+def take_interrupt(host: Host, c: int) -> int:
+    """Take the PMU's interrupt on CPU `c` if it is there; return how many samples were taken."""
+    if pmu.check_for_pmu_overflow(host.cpus[c].pe) == 0:
+        return 0
+    return arm_pmuv3.handle_irq(host, c, arm_pmuv3.getreset_flags(host.cpus[c]))
 
 
 class Scene:
@@ -139,10 +149,14 @@ class Scene:
     def switch(self, c: int, task: int) -> None:
         """Let `task` run on CPU `c`, or nothing (NO_TASK), after what ran there."""
         if self.host.cpus[c].current != NO_TASK:
-            perf.perf_event_task_sched_out(self.host, c, self.now)
+            self.leave(c)
         if task != NO_TASK:
             self.host.tasks[task].cpu = c
             perf.perf_event_task_sched_in(self.host, c, task, self.now)
+
+    def leave(self, c: int) -> None:
+        """Let the task on CPU `c` stop running."""
+        perf.perf_event_task_sched_out(self.host, c, self.now)
 
     def resched_update(self, cntr_mask: int, c: int = 0) -> None:
         perf.perf_pmu_resched_update(self.host, c, cntr_mask, self.now)
@@ -161,18 +175,10 @@ class Scene:
         letters = {STATE_ERROR: "E", STATE_OFF: "O", STATE_INACTIVE: ".", STATE_ACTIVE: "A"}
         return "".join(letters[self.state(number)] for number in numbers)
 
-    def happen(self, event: int, amount: int, c: int = 0, el: int = 2) -> None:
-        """Let the hardware's `event` happen on CPU `c`, interrupts taken as they come."""
-        pe = self.host.cpus[c].pe
-        pmu.pmu_event(pe, el, event, amount)
-        self.interrupt(c)
-
-    def interrupt(self, c: int = 0) -> int:
-        """Take the PMU's interrupt if it is there; return how many samples were taken."""
-        pe = self.host.cpus[c].pe
-        flags = pmu.overflow_interrupts(pe)
-        pe.ovs &= ~flags
-        return arm_pmuv3.handle_irq(self.host, c, flags) if flags else 0
+    def happen(self, event: int, amount: int, c: int = 0, el: int = 2) -> int:
+        """Let the hardware's `event` happen on CPU `c`; return how many samples its interrupt took."""
+        happen(self.host.cpus[c].pe, event, amount, el)
+        return take_interrupt(self.host, c)
 
 
 def check_counters(host: Host) -> None:
