@@ -354,17 +354,20 @@ def rotate_ctx(ctx: PerfContext, leader: int) -> None:
 def perf_rotate_context(host: Host, c: int, now: int) -> int:
     """State perf_rotate_context(), at the multiplexing timer: the groups that waited get their turn.
 
-    Return 1 where there was something to rotate.
+    Return 1 where the timer is to go on: something waited, if only until now.
     """
     cpu = host.cpus[c]
     cpu_event = NO_EVENT
     task_event = NO_EVENT
+    rotations = 0
     if cpu.current != NO_TASK and host.tasks[cpu.current].ctx.rotate_necessary == 1:
         task_event = ctx_event_to_rotate(host, c, host.tasks[cpu.current].ctx)
+        rotations = 1
     if cpu.ctx.rotate_necessary == 1:
         cpu_event = ctx_event_to_rotate(host, c, cpu.ctx)
+        rotations = 1
     if cpu_event == NO_EVENT and task_event == NO_EVENT:
-        return 0
+        return rotations
     if cpu.current != NO_TASK:
         update_context_time(host.tasks[cpu.current].ctx, now)
         groups_sched_out(host, c, host.tasks[cpu.current].ctx, EVENT_FLEXIBLE)
