@@ -20,6 +20,7 @@ from pmuvisor.linux.host import (
     STATE_ERROR,
     STATE_INACTIVE,
     STATE_OFF,
+    Cpu,
     Host,
     PerfEvent,
 )
@@ -55,6 +56,13 @@ def make_host(
         cpu.current = NO_TASK
         arm_pmuv3.reset(cpu)
     return host
+
+
+def probed_cpu(n: int, pmuver: int, icntr: int) -> Cpu:
+    """Return a CPU whose integers take any value, a symbolic one too."""
+    cpu = records.new(Cpu, sizes_of(n=n))
+    records.assign(cpu, make_host(n=n, pmuver=pmuver, icntr=icntr).cpus[0])
+    return cpu
 
 
 def fill(event: PerfEvent, number: int, **attributes: int) -> None:
