@@ -20,10 +20,10 @@ from pmuvisor.arch import events, pmu, sysreg
 from pmuvisor.arch.cores import Core, core, cores
 from pmuvisor.board.engine import Engine, Lane, Watch
 from pmuvisor.board.machine import Config
-from pmuvisor.board.vpmu import LANE_OF_EVENT, VirtualPmu
+from pmuvisor.board.vpmu import LANE_OF_EVENT, OwnCpu, VirtualPmu
 from pmuvisor.kvm import access as door
 from pmuvisor.kvm import partitioned, vcpu
-from pmuvisor.kvm.vcpu import PARTITIONED, Vm
+from pmuvisor.kvm.vcpu import PARTITIONED, HostContext, Vcpu, Vm
 
 NEEDS_DECODING = [Lane.LD, Lane.ST, Lane.MEM, Lane.BR, Lane.BR_IMMED, Lane.BR_RETURN, Lane.PC_WRITE]
 KINDS = (
@@ -61,13 +61,18 @@ class Counting:
         return any(self.so_far(*watched) >= target for watched, target in self.watches.items())
 
 
+def virtual_pmu(of: Core, vm: Vm, engine: Counting, on_level: Callable[[bool], None]) -> VirtualPmu:
+    guest = records.new(Vcpu, {"event_counters": of.event_counters, "counter_width": 64})
+    return VirtualPmu(OwnCpu(of), vm, guest, cast(Engine, engine), on_level)
+
+
 class Afresh:
     """A VirtualPmu that keeps nothing: it asks the semantics for everything at every occasion."""
 
     def __init__(self, of: Core, vm: Vm, engine: Counting, on_level: Callable[[bool], None]) -> None:
-        self.like = VirtualPmu(of, vm, cast(Engine, engine), on_level)
+        self.like = virtual_pmu(of, vm, engine, on_level)
         """Made the same; used for its records alone."""
-        self.pe, self.host, self.vm, self.vcpu = self.like.pe, self.like.host, vm, self.like.vcpu
+        self.pe, self.host, self.vm, self.vcpu = self.like.pe, records.new(HostContext), vm, self.like.vcpu
         self.engine, self.on_level = engine, on_level
         self.seen = engine.counts()
         self.lanes = {event: lane for event, lane in LANE_OF_EVENT.items() if event in of.events}
@@ -163,7 +168,7 @@ class Twins:
         self.engines = Counting(), Counting()
         self.levels: tuple[list[bool], list[bool]] = ([False], [False])
         self.pmus = (
-            VirtualPmu(core(name), vm, cast(Engine, self.engines[0]), self.levels[0].append),
+            virtual_pmu(core(name), vm, self.engines[0], self.levels[0].append),
             Afresh(core(name), vm, self.engines[1], self.levels[1].append),
         )
         for one in self.pmus:

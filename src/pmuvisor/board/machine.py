@@ -24,10 +24,10 @@ from pmuvisor.board.engine import Action, Engine, GuestMemory, Lane, Stop
 from pmuvisor.board.engine_dump import dump
 from pmuvisor.board.engine_registers import MPIDR_EL1
 from pmuvisor.board.images import Image, Layout
-from pmuvisor.board.vpmu import VirtualPmu
+from pmuvisor.board.vpmu import OwnCpu, Place, VirtualPmu
 from pmuvisor.kvm import access as door
 from pmuvisor.kvm import partitioned
-from pmuvisor.kvm.vcpu import PARTITIONED, Vm
+from pmuvisor.kvm.vcpu import PARTITIONED, Vcpu, Vm
 
 NS_PER_INSTRUCTION = 1
 NS_PER_TICK = 1_000_000_000 // memmap.COUNTER_HZ
@@ -143,11 +143,17 @@ class Machine:
             self.gic.set_ppi(number, memmap.PMU_INTID, level)
 
         engine = Engine(self.memory, on_sysreg)
-        cpu = _Cpu(number, engine, VirtualPmu(self.config.core, self.vm, engine, on_level))
+        cpu = _Cpu(number, engine, VirtualPmu(self._place(number), self.vm, self._vcpu(number), engine, on_level))
         engine.insns_per_tick = NS_PER_TICK // NS_PER_INSTRUCTION
         self._map_devices(cpu)
         self._claim_registers(cpu)
         return cpu
+
+    def _place(self, number: int) -> Place:
+        return OwnCpu(self.config.core)
+
+    def _vcpu(self, number: int) -> Vcpu:
+        return records.new(Vcpu, {"event_counters": self.config.core.event_counters, "counter_width": 64})
 
     def _map_devices(self, cpu: _Cpu) -> None:
         windows = (

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from pmuvisor import records
 from pmuvisor.arch import events, pmu, sysreg
@@ -85,18 +86,67 @@ class _Plan:
     """Nothing that the guest executes is counted."""
 
 
+class Place(Protocol):
+    """The physical CPU on which a vCPU is loaded, and what the host does there."""
+
+    pe: Pe
+    sees_all: bool
+    """What the guest executes is told to `note` also where no counter counts it."""
+
+    def load(self, vm: Vm, vcpu: Vcpu) -> None:
+        """Load the vCPU and enter its guest."""
+
+    def put(self, vm: Vm, vcpu: Vcpu) -> None:
+        """Exit the guest and put the vCPU."""
+
+    def interrupt(self, vm: Vm, vcpu: Vcpu) -> None:
+        """PMUIRQ: exit, let the host's interrupt handler run, and enter the guest again."""
+
+    def note(self, el: int, amounts: list[int]) -> None:
+        """Be told what the guest has executed at `el`, by `Lane`."""
+
+
+class OwnCpu:
+    """A CPU that a vCPU has to itself: the host does nothing there but KVM's work."""
+
+    sees_all = False
+
+    def __init__(self, core: Core) -> None:
+        self.pe = make_pe(core, COUNTED_EVENTS)
+        self._host = records.new(HostContext)
+        pmu.write(self.pe, 2, sysreg.PMCR_EL0, sysreg.PMCR_E | sysreg.PMCR_LC | sysreg.PMCR_LP)
+        vcpu.guest_exit(self.pe)
+
+    def load(self, vm: Vm, guest: Vcpu) -> None:
+        """Load the vCPU and enter its guest."""
+        partitioned.vcpu_load(self.pe, self._host, vm, guest, 1)
+        vcpu.guest_enter(self.pe)
+
+    def put(self, vm: Vm, guest: Vcpu) -> None:
+        """Exit the guest and put the vCPU."""
+        vcpu.guest_exit(self.pe)
+        partitioned.vcpu_put(self.pe, self._host, vm, guest)
+
+    def interrupt(self, vm: Vm, guest: Vcpu) -> None:
+        """Let KVM's part of the host's interrupt handler run; there are no overflows of the host's own."""
+        vcpu.guest_exit(self.pe)
+        partitioned.handle_irq(self.pe, vm, guest)
+        vcpu.guest_enter(self.pe)
+
+    def note(self, el: int, amounts: list[int]) -> None:
+        """Nobody wants to know."""
+
+
 class VirtualPmu:
-    """The PMU of one vCPU, and the physical one of the CPU that it has to itself.
+    """The PMU of one vCPU, wherever it is loaded.
 
     `on_level` is told the level of the guest's PMU interrupt after every entry that may have changed it.
     """
 
-    def __init__(self, core: Core, vm: Vm, engine: Engine, on_level: Callable[[bool], None]) -> None:
-        sizes = {"event_counters": core.event_counters, "counter_width": 64}
+    def __init__(self, place: Place, vm: Vm, guest: Vcpu, engine: Engine, on_level: Callable[[bool], None]) -> None:
         self.vm = vm
-        self.pe = make_pe(core, COUNTED_EVENTS)
-        self.host = records.new(HostContext)
-        self.vcpu = records.new(Vcpu, sizes)
+        self.vcpu = guest
+        self.place = place
         self.accesses: Counter[tuple[int, int]] = Counter()
         """How often each register was reached how: (key, outcome of the door) to a count."""
         self._engine = engine
@@ -106,8 +156,11 @@ class VirtualPmu:
         self._plans: dict[tuple[int, ...], _Plan] = {}
         self._told: _Wanted = (engine.detail, ())
         self._evaluated: tuple[int, ...] = ()
-        pmu.write(self.pe, 2, sysreg.PMCR_EL0, sysreg.PMCR_E | sysreg.PMCR_LC | sysreg.PMCR_LP)
-        vcpu.guest_exit(self.pe)
+
+    @property
+    def pe(self) -> Pe:
+        """The PMU of the CPU where the vCPU is, or was last."""
+        return self.place.pe
 
     # ---- life cycle -----------------------------------------------------------------------------------------
 
@@ -118,17 +171,21 @@ class VirtualPmu:
     def load(self) -> None:
         """Load the vCPU on its CPU and enter the guest."""
         self._forget()
-        partitioned.vcpu_load(self.pe, self.host, self.vm, self.vcpu, 1)
-        vcpu.guest_enter(self.pe)
+        self.place.load(self.vm, self.vcpu)
+        self._evaluated = ()
         self._changed()
         self.entry()
 
     def put(self) -> None:
         """Exit the guest and put the vCPU, as when its thread is scheduled out."""
         self.sync()
-        vcpu.guest_exit(self.pe)
-        partitioned.vcpu_put(self.pe, self.host, self.vm, self.vcpu)
+        self.place.put(self.vm, self.vcpu)
         self._tell((self._told[0], ()))
+
+    def host_changed(self) -> None:
+        """Look again at what counts: the host has programmed its counters while the vCPU is loaded."""
+        self._changed()
+        self.entry()
 
     def entry(self) -> None:
         """Go through an entry to the guest: evaluate its interrupt line.
@@ -160,6 +217,8 @@ class VirtualPmu:
             before, after = self._seen[el], now[el]
             if before != after:
                 self._advance(plan, el, before, after)
+                if self.place.sees_all:
+                    self.place.note(el, [new - old for new, old in zip(after, before, strict=True)])
         self._seen = now
 
     def _advance(self, plan: _Plan, el: int, before: list[int], after: list[int]) -> None:
@@ -201,9 +260,7 @@ class VirtualPmu:
         """Run the host's PMU interrupt handler if the interrupt line is up; say whether it was."""
         if self.pe.ovs == 0 or not pmu.check_for_pmu_overflow(self.pe):
             return False
-        vcpu.guest_exit(self.pe)
-        partitioned.handle_irq(self.pe, self.vm, self.vcpu)
-        vcpu.guest_enter(self.pe)
+        self.place.interrupt(self.vm, self.vcpu)
         self.entry()
         return True
 
@@ -260,7 +317,7 @@ class VirtualPmu:
         Return what was read and None; or the ESR_EL1 of the exception that the instruction takes instead, without the
         number of its general-purpose register, which only the engine knows.
         """
-        idle = self._plan().idle
+        idle = self._plan().idle and not self.place.sees_all
         if not idle:
             self.sync()
         outcome = door.guest_access(self.pe, self.vm, self.vcpu, el, key, int(write), value)
