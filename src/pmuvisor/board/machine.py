@@ -12,7 +12,7 @@ import operator
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -97,7 +97,7 @@ class Outcome:
 
 
 @dataclass
-class _Cpu:
+class BoardCpu:
     """One vCPU: its engine, its PMU, and whether it runs."""
 
     number: int
@@ -113,15 +113,39 @@ class _Cpu:
     exits: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass(frozen=True)
+class Kvm:
+    """What KVM has of a machine: its VM, its vCPUs, and for each the physical CPU where it is loaded."""
+
+    vm: Vm
+    vcpus: Sequence[Vcpu]
+    places: Sequence[Place]
+
+
+def own_cpus(config: Config) -> Kvm:
+    """Return a VM whose vCPUs have a CPU each to themselves."""
+    sizes = {"event_counters": config.core.event_counters, "counter_width": 64}
+    vm = records.new(Vm, {"filter_words": 0})
+    set_up_vm(vm, config)
+    return Kvm(
+        vm, [records.new(Vcpu, sizes) for _ in range(config.vcpus)], [OwnCpu(config.core) for _ in range(config.vcpus)]
+    )
+
+
+def set_up_vm(vm: Vm, config: Config) -> None:
+    """Make a VM as `config` says. Raises CountError for a number of counters that the core cannot give."""
+    vm.design = PARTITIONED
+    vm.use_fgt = int(config.fgt)
+    vm.nr_counters = config.guest_counters()
+
+
 class Machine:
     """A board with a guest in it. `output` is given every byte that the guest sends through its serial port."""
 
-    def __init__(self, config: Config, output: Callable[[bytes], None]) -> None:
+    def __init__(self, config: Config, output: Callable[[bytes], None], kvm: Kvm | None = None) -> None:
         self.config = config
-        self.vm = records.new(Vm, {"filter_words": 0})
-        self.vm.design = PARTITIONED
-        self.vm.use_fgt = int(config.fgt)
-        self.vm.nr_counters = config.guest_counters()
+        self._kvm = kvm or own_cpus(config)
+        self.vm = self._kvm.vm
         self.memory = GuestMemory(config.memory)
         self.gic = gicv3.Gic(config.vcpus)
         self.timer = timer.ArchTimer(config.vcpus)
@@ -135,7 +159,7 @@ class Machine:
 
     # ---- building -------------------------------------------------------------------------------------------
 
-    def _make_cpu(self, number: int) -> _Cpu:
+    def _make_cpu(self, number: int) -> BoardCpu:
         def on_sysreg(key: int, write: bool, value: int) -> int:
             return self._sysreg(self._cpus[number], key, write, value)
 
@@ -143,19 +167,14 @@ class Machine:
             self.gic.set_ppi(number, memmap.PMU_INTID, level)
 
         engine = Engine(self.memory, on_sysreg)
-        cpu = _Cpu(number, engine, VirtualPmu(self._place(number), self.vm, self._vcpu(number), engine, on_level))
+        place = self._kvm.places[number]
+        cpu = BoardCpu(number, engine, VirtualPmu(place, self.vm, self._kvm.vcpus[number], engine, on_level))
         engine.insns_per_tick = NS_PER_TICK // NS_PER_INSTRUCTION
         self._map_devices(cpu)
         self._claim_registers(cpu)
         return cpu
 
-    def _place(self, number: int) -> Place:
-        return OwnCpu(self.config.core)
-
-    def _vcpu(self, number: int) -> Vcpu:
-        return records.new(Vcpu, {"event_counters": self.config.core.event_counters, "counter_width": 64})
-
-    def _map_devices(self, cpu: _Cpu) -> None:
+    def _map_devices(self, cpu: BoardCpu) -> None:
         windows = (
             (memmap.GICD_BASE, memmap.GICD_SIZE, self.gic.dist_read, self.gic.dist_write),
             (
@@ -169,7 +188,7 @@ class Machine:
         for base, size, read, write in windows:
             cpu.engine.map_mmio(base, size, self._exiting_read(cpu, read), self._exiting_write(cpu, write))
 
-    def _exiting_read(self, cpu: _Cpu, read: Callable[[int, int], int]) -> Callable[[int, int], int]:
+    def _exiting_read(self, cpu: BoardCpu, read: Callable[[int, int], int]) -> Callable[[int, int], int]:
         def exiting(offset: int, size: int) -> int:
             value = read(offset, size)
             self._mmio_exit(cpu, Lane.LD)
@@ -177,14 +196,14 @@ class Machine:
 
         return exiting
 
-    def _exiting_write(self, cpu: _Cpu, write: Callable[[int, int, int], None]) -> Callable[[int, int, int], None]:
+    def _exiting_write(self, cpu: BoardCpu, write: Callable[[int, int, int], None]) -> Callable[[int, int, int], None]:
         def exiting(offset: int, size: int, value: int) -> None:
             write(offset, size, value)
             self._mmio_exit(cpu, Lane.ST)
 
         return exiting
 
-    def _claim_registers(self, cpu: _Cpu) -> None:
+    def _claim_registers(self, cpu: BoardCpu) -> None:
         engine = cpu.engine
         pmuver = min(self.config.core.pmuver, KVM_PMUVER_LIMIT)
         engine.set_action(sysreg.ID_AA64DFR0_EL1, Action.CONST, DFR0_DEBUG | (pmuver << 8))
@@ -201,14 +220,24 @@ class Machine:
         self.memory.write(layout.dtb, dtb)
         self._turn_on(self._cpus[0], image.entry, layout.dtb)
 
-    def _turn_on(self, cpu: _Cpu, entry: int, x0: int) -> None:
+    def _turn_on(self, cpu: BoardCpu, entry: int, x0: int) -> None:
         cpu.engine.invalidate_code()
         cpu.engine.flush_tlb()
         cpu.engine.start(entry, x0)
         cpu.all_code_stale = cpu.tlb_stale = cpu.waiting = False
         cpu.stale_code.clear()
         cpu.pmu.reset()
+        self._scheduled_in(cpu)
+
+    # ---- the vCPU's thread ----------------------------------------------------------------------------------
+
+    def _scheduled_in(self, cpu: BoardCpu) -> None:
+        """A vCPU's thread can run: it has a CPU to itself, so it does."""
         cpu.pmu.load()
+
+    def _scheduled_out(self, cpu: BoardCpu) -> None:
+        """A vCPU's thread waits."""
+        cpu.pmu.put()
 
     # ---- time -----------------------------------------------------------------------------------------------
 
@@ -259,7 +288,7 @@ class Machine:
                 for cpu in self._cpus:
                     cpu.engine.request_stop()
 
-    def _busiest(self) -> _Cpu:
+    def _busiest(self) -> BoardCpu:
         return next((cpu for cpu in self._cpus if self.psci.is_on(cpu.number) and not cpu.waiting), self._cpus[0])
 
     def _round(self, end: float | None, more_input: bool) -> Outcome | None:
@@ -272,10 +301,10 @@ class Machine:
                 return outcome
         return None if runnable else self._idle(more_input)
 
-    def _still_waiting(self, cpu: _Cpu) -> bool:
+    def _still_waiting(self, cpu: BoardCpu) -> bool:
         if cpu.waiting and (self.gic.irq(cpu.number) or self.gic.fiq(cpu.number)):
             cpu.waiting = False
-            cpu.pmu.load()
+            self._scheduled_in(cpu)
         return cpu.waiting
 
     def _idle(self, more_input: bool) -> Outcome | None:
@@ -293,7 +322,7 @@ class Machine:
             Status.HUNG, "every vCPU waits for an interrupt and no device will raise one", dump(self._cpus[0].engine)
         )
 
-    def _slice(self, cpu: _Cpu, length: int) -> Outcome | None:
+    def _slice(self, cpu: BoardCpu, length: int) -> Outcome | None:
         """Run one vCPU for at most `length` instructions, and not beyond the next timer."""
         engine = cpu.engine
         self._freshen(cpu)
@@ -308,7 +337,7 @@ class Machine:
         self._spread_invalidations(cpu)
         return self._stopped(cpu, stop)
 
-    def _stopped(self, cpu: _Cpu, stop: Stop) -> Outcome | None:
+    def _stopped(self, cpu: BoardCpu, stop: Stop) -> Outcome | None:
         if stop is Stop.IRQ:
             if self.gic.irq(cpu.number):
                 cpu.engine.take_irq()
@@ -332,18 +361,18 @@ class Machine:
             return Outcome(Status.HUNG, f"vCPU {cpu.number} {reason}", dump(cpu.engine))
         return None
 
-    def _wait(self, cpu: _Cpu) -> None:
+    def _wait(self, cpu: BoardCpu) -> None:
         """WFI exits; the vCPU's thread is scheduled out unless an interrupt is there already."""
         cpu.exits["wfi"] += 1
         cpu.pmu.entry()
         self._drive_timers()
         if not (self.gic.irq(cpu.number) or self.gic.fiq(cpu.number)):
             cpu.waiting = True
-            cpu.pmu.put()
+            self._scheduled_out(cpu)
 
     # ---- what one vCPU does to the others -------------------------------------------------------------------
 
-    def _spread_invalidations(self, cpu: _Cpu) -> None:
+    def _spread_invalidations(self, cpu: BoardCpu) -> None:
         """Note for the other vCPUs what this one invalidated for all; each acts on it before it next runs."""
         engine = cpu.engine
         if engine.tlb_changed:
@@ -356,11 +385,11 @@ class Machine:
                 other.all_code_stale |= pages is None
                 other.stale_code.update(pages or ())
 
-    def _others(self, cpu: _Cpu) -> list[_Cpu]:
+    def _others(self, cpu: BoardCpu) -> list[BoardCpu]:
         return [other for other in self._cpus if other is not cpu]
 
     @staticmethod
-    def _freshen(cpu: _Cpu) -> None:
+    def _freshen(cpu: BoardCpu) -> None:
         if cpu.all_code_stale:
             cpu.engine.invalidate_code()
         elif cpu.stale_code:
@@ -370,7 +399,7 @@ class Machine:
         cpu.all_code_stale = cpu.tlb_stale = False
         cpu.stale_code.clear()
 
-    def _hypercall(self, cpu: _Cpu) -> Outcome | None:
+    def _hypercall(self, cpu: BoardCpu) -> Outcome | None:
         cpu.exits["hvc"] += 1
         engine = cpu.engine
         result = self.psci.call(cpu.number, *(engine.get_x(n) for n in range(4)))
@@ -379,7 +408,7 @@ class Machine:
         if result.action is psci.PsciAction.SYSTEM_RESET:
             return Outcome(Status.RESET, "the guest asked for a reset")
         if result.action is psci.PsciAction.CPU_OFF:
-            cpu.pmu.put()
+            self._scheduled_out(cpu)
             return None
         if result.action is psci.PsciAction.CPU_ON:
             target = self._cpus[result.target]
@@ -395,7 +424,7 @@ class Machine:
 
     # ---- callbacks of the engine ----------------------------------------------------------------------------
 
-    def _sysreg(self, cpu: _Cpu, key: int, write: bool, value: int) -> int:
+    def _sysreg(self, cpu: BoardCpu, key: int, write: bool, value: int) -> int:
         engine = cpu.engine
         if traps.is_pmu_register(key):
             result, esr = cpu.pmu.access(engine.el, key, write, value)
@@ -409,7 +438,7 @@ class Machine:
         self._exited(cpu)
         return result
 
-    def _device_register(self, cpu: _Cpu, key: int, write: bool, value: int) -> int | None:
+    def _device_register(self, cpu: BoardCpu, key: int, write: bool, value: int) -> int | None:
         """Access a register of the interrupt controller's CPU interface or of the timer; None where there is none."""
         if not write:
             result = self.gic.icc_read(cpu.number, key)
@@ -424,7 +453,7 @@ class Machine:
         cpu.engine.request_stop()
         return 0
 
-    def _mmio_exit(self, cpu: _Cpu, lane: Lane) -> None:
+    def _mmio_exit(self, cpu: BoardCpu, lane: Lane) -> None:
         """An access to an emulated device aborts at stage 2: the guest retires nothing.
 
         One of 64 bits, or of a pair, comes in parts, between which nothing retires: it is one exit.
@@ -443,7 +472,7 @@ class Machine:
             self.gic.set_ppi(cpu.number, memmap.VIRT_TIMER_INTID, self.timer.virtual_level(cpu.number, now))
             self.gic.set_ppi(cpu.number, memmap.PHYS_TIMER_INTID, self.timer.physical_level(cpu.number, now))
 
-    def _exited(self, running: _Cpu) -> None:
+    def _exited(self, running: BoardCpu) -> None:
         """Give changed interrupt lines to the engines; a slice ends early where another vCPU is woken."""
         self._exits_left -= 1
         if self._exits_left <= 0:

@@ -43,6 +43,8 @@ class Timeline:
     """When the multiplexing timer of a CPU fires, if it is needed."""
     slice_ns: U62
     mux_ns: U62
+    quantum_ns: U62
+    """How long a guest that has code is executed before another CPU's turn."""
     executed: Annotated[list[int], Each("executed", 62)]
     """By vCPU and kind, what its guest has done: what its counters ought to show."""
     happenings: LedgerCount
@@ -103,6 +105,9 @@ def account(t: Timeline, c: int, until: int) -> None:
     if current == NO_TASK or passed == 0:
         return
     task = t.world.host.tasks[current]
+    task.runtime += passed
+    if task.has_code == 1:
+        return
     v = task.preempt_notifier
     if v != NO_VCPU:
         worlds.vcpu_enter(t.world, c, v)
@@ -110,7 +115,6 @@ def account(t: Timeline, c: int, until: int) -> None:
         account_kind(t, c, kind, passed)
     if v != NO_VCPU:
         worlds.vcpu_exit(t.world, c)
-    task.runtime += passed
 
 
 def account_kind(t: Timeline, c: int, kind: int, passed: int) -> None:
@@ -123,8 +127,8 @@ def account_kind(t: Timeline, c: int, kind: int, passed: int) -> None:
         total = task.cycles // 1000
         done = (task.cycles - passed * t.mhz[c]) // 1000
     else:
-        total = activity.happened(task.rate[kind], task.runtime + passed)
-        done = activity.happened(task.rate[kind], task.runtime)
+        total = activity.happened(task.rate[kind], task.runtime)
+        done = activity.happened(task.rate[kind], task.runtime - passed)
     el0 = activity.at_el0(total, task.user) - activity.at_el0(done, task.user)
     other = total - done - el0
     v = task.preempt_notifier
@@ -208,7 +212,11 @@ def plan(t: Timeline, c: int) -> None:
     due = NEVER
     if cpu.current != NO_TASK:
         task = t.world.host.tasks[cpu.current]
-        due = min(t.slice_end[c], next_overflow(t, c))
+        due = t.slice_end[c]
+        if task.has_code == 1:
+            due = min(due, t.accounted[c] + t.quantum_ns)
+        else:
+            due = min(due, next_overflow(t, c))
         if task.burst != 0:
             due = min(due, t.accounted[c] + task.burst_left)
         if needs_rotation(t, c):
@@ -230,9 +238,20 @@ def needs_rotation(t: Timeline, c: int) -> bool:
 
 
 def change_task(t: Timeline, c: int) -> None:
-    """The task on CPU `c`, if there is one, gives way to the next."""
+    """The task on CPU `c`, if there is one, gives way to the next.
+
+    A vCPU that comes to a CPU where it cannot run fails to enter (KVM_EXIT_FAIL_ENTRY), and its thread ends.
+    """
     worlds.switch_out(t.world, c, t.now)
-    worlds.switch_in(t.world, c, t.now)
+    while True:
+        number = worlds.switch_in(t.world, c, t.now)
+        if number == NO_TASK:
+            break
+        v = t.world.host.tasks[number].preempt_notifier
+        if v == NO_VCPU or t.world.vcpus[v].unsupported_cpu == 0:
+            break
+        sched.go_to_sleep(t.world.host, c)
+        worlds.switch_out(t.world, c, t.now)
     t.slice_end[c] = t.now + t.slice_ns
 
 

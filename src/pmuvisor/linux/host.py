@@ -135,6 +135,8 @@ class Task:
     or NO_VCPU."""
     allowed: Annotated[list[int], Each("cpu_words", 32)]
     """task_struct.cpus_mask: bit c & 31 of word c >> 5."""
+    has_code: U1
+    """It is a vCPU's thread whose guest has code that somebody executes, and tells what it did."""
     rate: Annotated[list[int], Each("kinds", 32)]
     """How it makes events, if no guest's code does: events of each kind in a millisecond of its run time."""
     user: U16
