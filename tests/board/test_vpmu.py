@@ -197,6 +197,20 @@ def to_el0_and_back(p: Program) -> None:
     p.label("loop")(subs(2, 2, 1)).b_if(NE, "loop")(SVC)
 
 
+def test_loads_from_devices_before_a_counter_of_loads_is_enabled_are_not_taken_off_it() -> None:
+    def prepare(p: Program) -> None:
+        p.write(PMEVTYPER0 + 1, events.LD_RETIRED).write(PMEVCNTR0 + 1, 0)
+
+    def body(p: Program) -> None:
+        p(*[ldrw(5, 21, 0x18)] * 3)  # while only counter 0, of instructions, counts
+        p.mov(19, 0b10)(msr(sysreg.PMCNTENSET_EL0, 19), ldr(5, 22), ldr(6, 22))
+        p(msr(sysreg.PMCNTENCLR_EL0, 19), mrs(5, PMEVCNTR0 + 1), str_(5, 22))
+
+    b = board(counting(body, [events.INST_RETIRED], prepare))
+    assert b.run().status is Status.POWEROFF
+    assert int.from_bytes(b.machine.memory.read(RESULTS + 0x800, 8), "little") == 2
+
+
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [(P_EXCLUDES_EL1, 2 + 2 * EL0_LOOPS), (U_EXCLUDES_EL0, 7), (0, 2 + 2 * EL0_LOOPS + 7)],

@@ -41,7 +41,8 @@ LANE_OF_EVENT: dict[int, Lane] = {
 """The engine's lane that is an event."""
 COUNTED_EVENTS = (*LANE_OF_EVENT, events.SW_INCR, events.CHAIN, events.STALL_FRONTEND, events.STALL_BACKEND)
 """The events that PMCEID<n>_EL0 may advertise: counted exactly, STALL_* as the 0 that they are in this model."""
-_DECODED = {Lane.LD, Lane.ST, Lane.MEM, Lane.BR, Lane.BR_IMMED, Lane.BR_RETURN, Lane.PC_WRITE}
+DECODED = {Lane.LD, Lane.ST, Lane.MEM, Lane.BR, Lane.BR_IMMED, Lane.BR_RETURN, Lane.PC_WRITE}
+"""Lanes that the engine counts only where it is told to look at each instruction."""
 _PLANS = 64
 """Plans kept at most. A guest that measures has a few; one that writes anything anywhere must not fill the memory."""
 
@@ -89,9 +90,17 @@ class _Plan:
 class Place(Protocol):
     """The physical CPU on which a vCPU is loaded, and what the host does there."""
 
-    pe: Pe
-    sees_all: bool
-    """What the guest executes is told to `note` also where no counter counts it."""
+    @property
+    def pe(self) -> Pe:
+        """The PMU of that CPU."""
+
+    @property
+    def sees_all(self) -> bool:
+        """What the guest executes is to be told to `note`, also where no counter counts it."""
+
+    @property
+    def detail(self) -> bool:
+        """Of what is told, loads, stores and branches are wanted as well."""
 
     def load(self, vm: Vm, vcpu: Vcpu) -> None:
         """Load the vCPU and enter its guest."""
@@ -110,6 +119,7 @@ class OwnCpu:
     """A CPU that a vCPU has to itself: the host does nothing there but KVM's work."""
 
     sees_all = False
+    detail = False
 
     def __init__(self, core: Core) -> None:
         self.pe = make_pe(core, COUNTED_EVENTS)
@@ -184,6 +194,7 @@ class VirtualPmu:
 
     def host_changed(self) -> None:
         """Look again at what counts: the host has programmed its counters while the vCPU is loaded."""
+        self._evaluated = ()
         self._changed()
         self.entry()
 
@@ -218,7 +229,7 @@ class VirtualPmu:
             if before != after:
                 self._advance(plan, el, before, after)
                 if self.place.sees_all:
-                    self.place.note(el, [new - old for new, old in zip(after, before, strict=True)])
+                    self._note(el, before, after)
         self._seen = now
 
     def _advance(self, plan: _Plan, el: int, before: list[int], after: list[int]) -> None:
@@ -235,6 +246,13 @@ class VirtualPmu:
             pmu.increment_cycle_counter(pe, counting, instructions)
         if (counting >> sysreg.INSTRUCTION) & 1:
             pmu.increment_instruction_counter(pe, counting, instructions)
+
+    def _note(self, el: int, before: list[int], after: list[int]) -> None:
+        amounts = [new - old for new, old in zip(after, before, strict=True)]
+        if not self._engine.detail:
+            for lane in DECODED:
+                amounts[lane] = 0
+        self.place.note(el, amounts)
 
     def _forget(self) -> None:
         """Leave out what the engine counted up to here: the vCPU was not loaded, or nothing was enabled."""
@@ -261,6 +279,7 @@ class VirtualPmu:
         if self.pe.ovs == 0 or not pmu.check_for_pmu_overflow(self.pe):
             return False
         self.place.interrupt(self.vm, self.vcpu)
+        self._evaluated = ()  # the place has entered the guest
         self.entry()
         return True
 
@@ -280,7 +299,9 @@ class VirtualPmu:
     def _changed(self) -> None:
         """Look at what is counted now: tell the engine which lanes to count and what to watch for."""
         plan = self._plan()
-        self._tell((plan.detail, tuple([(1 << g.lane, g.els, self._target(g)) for g in plan.groups])))
+        self._tell(
+            (plan.detail or self.place.detail, tuple([(1 << g.lane, g.els, self._target(g)) for g in plan.groups]))
+        )
 
     def _tell(self, wanted: _Wanted) -> None:
         if wanted != self._told:
@@ -347,7 +368,7 @@ def make_plan(pe: Pe) -> _Plan:
         (pmu.chained_counters(pe, counting[0]), pmu.chained_counters(pe, counting[1])),
         feeds,
         _groups(pe, counting),
-        detail=any(feed.lane in _DECODED for feed in (*feeds[0], *feeds[1])),
+        detail=any(feed.lane in DECODED for feed in (*feeds[0], *feeds[1])),
         idle=not any(feeds) and (counting[0] | counting[1]) >> sysreg.CYCLE == 0,
     )
 

@@ -131,6 +131,8 @@ def account_kind(t: Timeline, c: int, kind: int, passed: int) -> None:
         done = activity.happened(task.rate[kind], task.runtime - passed)
     el0 = activity.at_el0(total, task.user) - activity.at_el0(done, task.user)
     other = total - done - el0
+    if pmu.is_implemented(cpu.pe, event) == 0:
+        return
     v = task.preempt_notifier
     above = EL2
     if v != NO_VCPU:

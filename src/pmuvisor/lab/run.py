@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pmuvisor.arch.cores import Core
 from pmuvisor.arch.unpredictable import choices_reached
@@ -23,6 +23,9 @@ CONSOLE_LIMIT = 4 << 20
 """Bytes of the guest's console, from its end, that a result keeps: a guest can print for ever."""
 SHOW_AT = 4096
 """Bytes of console that are shown before the end of a slice."""
+
+
+M = TypeVar("M", bound=Machine)
 
 
 class RequestError(ValueError):
@@ -137,6 +140,16 @@ class Console:
 def prepare(request: Request, output: Callable[[bytes], None]) -> Machine:
     """Return a machine with the guest in it, ready to run; `output` will be given what the guest prints.
 
+    Raises what `prepare_as` raises.
+    """
+    return prepare_as(Machine, request, output)
+
+
+def prepare_as(
+    make: Callable[[Config, Callable[[bytes], None]], M], request: Request, output: Callable[[bytes], None]
+) -> M:
+    """Return a machine as `prepare` does, made by `make`.
+
     Raises RequestError, ImageError, GuestError or CountError, each one line, before anything has been started.
     """
     config = request.config()
@@ -146,7 +159,7 @@ def prepare(request: Request, output: Callable[[bytes], None]) -> Machine:
     room = _device_tree(request, guest, (0, 0) if guest.initrd else None)
     layout = plan_layout(guest.image, len(guest.initrd), len(room), memmap.RAM_BASE, request.memory)
     try:
-        machine = Machine(config, output)
+        machine = make(config, output)
     except (OSError, MemoryError):
         raise RequestError(f"memory {request.memory >> 20}M: more than this computer can give a guest") from None
     machine.boot(guest.image, layout, _device_tree(request, guest, layout.initrd), guest.initrd)

@@ -1,0 +1,663 @@
+"""Run a scenario: a host of several CPUs with its tasks and perf sessions, and VMs whose guests are code or rates.
+
+One virtual time for all. What is due first happens first (kvm/timeline.py); a guest that has code is executed by its
+board for a quantum at a time, so that what two vCPUs do to each other, by memory or by an interrupt, is seen within a
+quantum. Nothing here depends on anything but the scenario: the same one gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pmuvisor import records
+from pmuvisor.arch import pmu
+from pmuvisor.arch.cores import Core, make_pe
+from pmuvisor.arch.events import INST_RETIRED
+from pmuvisor.arch.pmu import Pe
+from pmuvisor.arch.unpredictable import choices_reached
+from pmuvisor.board.hosted import HostedMachine
+from pmuvisor.board.machine import Config, Kvm, Outcome, Status
+from pmuvisor.board.vpmu import COUNTED_EVENTS, DECODED, LANE_OF_EVENT
+from pmuvisor.kvm import timeline, vcpu, world
+from pmuvisor.kvm.timeline import Timeline
+from pmuvisor.kvm.vcpu import PARTITIONED, Vcpu, Vm
+from pmuvisor.kvm.world import World
+from pmuvisor.lab import run
+from pmuvisor.lab.scenario import Activity, PerfSpec, Scenario, VmSpec
+from pmuvisor.linux import activity, arm_pmuv3, perf, sched
+from pmuvisor.linux.activity import NEVER
+from pmuvisor.linux.host import (
+    ANY_CPU,
+    NO_COUNTER,
+    NO_EVENT,
+    NO_TASK,
+    NO_VCPU,
+    STATE_ERROR,
+    STATE_INACTIVE,
+    TASK_SLEEPING,
+    PerfEvent,
+)
+
+QUANTUM_NS = 50_000
+"""How long a guest's code is executed before another CPU's turn."""
+PROGRESS_NS = 1_000_000
+"""Virtual time between two calls of `progress`."""
+
+
+# ---- results ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class VmResult:
+    """One VM of a scenario."""
+
+    name: str
+    guest: str
+    core: str
+    design: str
+    fgt: bool
+    counters: int
+    vcpus: int
+    status: str
+    reason: str
+    console: str
+    console_dropped: int
+    instructions: int
+    """What its vCPUs executed: counted of code, computed of rates."""
+    run_seconds: float
+    """Virtual time that its vCPUs spent on CPUs, together."""
+    migrations: int
+    ledger: dict[str, int]
+    unpredictable: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionResult:
+    """One event of a perf session, over all CPUs or threads that it was opened on."""
+
+    name: str
+    """SESSION:EVENT."""
+    count: int
+    true: int
+    """What happened, while it was enabled, of what it is to count."""
+    enabled: int
+    """Nanoseconds, over all CPUs or threads."""
+    running: int
+    samples: int
+    failed: int
+    """On how many CPUs or threads it ended in error: a pinned event that had no counter."""
+
+    @property
+    def scaled(self) -> int:
+        """Return the count as perf estimates it, for an event that did not run all the time."""
+        return self.count * self.enabled // self.running if self.running else 0
+
+    @property
+    def error(self) -> float | None:
+        """Return by how much that is off, as a share of the truth; None where there is nothing to compare."""
+        return (self.scaled - self.true) / self.true if self.true and self.running else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as an object for JSON."""
+        return dataclasses.asdict(self) | {"scaled": self.scaled, "error": self.error}
+
+
+@dataclasses.dataclass(frozen=True)
+class HostingResult:
+    """A scenario that was run."""
+
+    scenario: str
+    virtual_seconds: float
+    wall_seconds: float
+    interrupted: bool
+    vms: tuple[VmResult, ...]
+    host_perf: tuple[SessionResult, ...]
+    host: dict[str, int]
+    """What the host did: context switches, PMU interrupts, rotations, reschedules of its events for a guest."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as an object for JSON."""
+        return {
+            "scenario": self.scenario,
+            "virtual_seconds": self.virtual_seconds,
+            "wall_seconds": self.wall_seconds,
+            "interrupted": self.interrupted,
+            "vms": [dataclasses.asdict(vm) for vm in self.vms],
+            "host_perf": [session.as_json() for session in self.host_perf],
+            "host": self.host,
+        }
+
+
+# ---- a vCPU of a board on the host's CPUs ------------------------------------------------------------------
+
+
+class HostCpu:
+    """The CPU of the host on which a vCPU is loaded."""
+
+    def __init__(self, of: World, v: int) -> None:
+        self.world = of
+        self.v = v
+        self.c = 0
+
+    @property
+    def pe(self) -> Pe:
+        """Return the PMU of that CPU."""
+        return self.world.host.cpus[self.c].pe
+
+    @property
+    def sees_all(self) -> bool:
+        """Tell whether somebody on the host wants to know what the guest executes."""
+        cpu, task = self.world.host.cpus[self.c], self.world.host.tasks[self.v]
+        return cpu.ctx.nr_pinned + cpu.ctx.nr_flexible + task.ctx.nr_pinned + task.ctx.nr_flexible > 0
+
+    @property
+    def detail(self) -> bool:
+        """Tell whether it is loads, stores or branches that somebody wants to know of."""
+        host = self.world.host
+        for ctx in (host.cpus[self.c].ctx, host.tasks[self.v].ctx):
+            for leader in [*ctx.pinned[: ctx.nr_pinned], *ctx.flexible[: ctx.nr_flexible]]:
+                while leader != NO_EVENT:
+                    event = host.events[leader]
+                    if LANE_OF_EVENT.get(event.config) in DECODED and pmu.is_implemented(self.pe, event.config):
+                        return True
+                    leader = event.next_sibling
+        return False
+
+    def load(self, vm: Vm, guest: Vcpu) -> None:
+        """Enter the guest: the scheduler has loaded the vCPU."""
+        world.vcpu_enter(self.world, self.c, self.v)
+
+    def put(self, vm: Vm, guest: Vcpu) -> None:
+        """Exit the guest: the host has something to do."""
+        world.vcpu_exit(self.world, self.c)
+
+    def interrupt(self, vm: Vm, guest: Vcpu) -> None:
+        """PMUIRQ: of a counter of the guest's or the host's."""
+        world.vcpu_exit(self.world, self.c)
+        world.handle_irq(self.world, self.c, self.v)
+        world.vcpu_enter(self.world, self.c, self.v)
+
+    def note(self, el: int, amounts: list[int]) -> None:
+        """Note in the host's events what the guest has executed."""
+        host = self.world.host
+        for event, lane in LANE_OF_EVENT.items():
+            amount = amounts[lane]
+            if amount and pmu.is_implemented(self.pe, event):
+                el0, other = (amount, 0) if el == 0 else (0, amount)
+                for ctx in (host.cpus[self.c].ctx, host.tasks[self.v].ctx):
+                    activity.note_context(host, self.c, ctx, event, 1, el0, other)
+
+
+@dataclasses.dataclass
+class _Vm:
+    """A VM while it runs. Its vCPUs are threads `first` and up."""
+
+    spec: VmSpec
+    first: int
+    machine: HostedMachine | None = None
+    places: list[HostCpu] = dataclasses.field(default_factory=list)
+    console: run.Console = dataclasses.field(default_factory=run.Console)
+    outcome: Outcome | None = None
+
+    def threads(self) -> range:
+        return range(self.first, self.first + self.spec.vcpus)
+
+
+# ---- the host ---------------------------------------------------------------------------------------------
+
+
+class Hosting:
+    """A scenario, ready to run. Raises what `run.prepare` raises, before anything has been started."""
+
+    def __init__(self, scenario: Scenario, show: Callable[[str, bytes], None] | None = None) -> None:
+        self.scenario = scenario
+        self.interrupted = False
+        """Set, from a signal handler too, to end the run."""
+        self._vms: list[_Vm] = []
+        first = 0
+        for spec in scenario.vms:
+            self._vms.append(_Vm(spec, first))
+            first += spec.vcpus
+        self._vcpus = first
+        self.t: Timeline = records.new(Timeline, self._sizes())
+        self.host = self.t.world.host
+        self._events = 0
+        self._opened: dict[str, list[tuple[str, list[int]]]] = {}
+        self._closed: dict[str, list[SessionResult]] = {}
+        self._set_up(show)
+
+    # ---- building ----
+
+    def _sizes(self) -> dict[str, int]:
+        s = self.scenario
+        tasks = self._vcpus + len(s.tasks)
+        events = sum(len(group) * self._targets(spec) for spec in s.perf for group in spec.groups)
+        return {
+            "cpus": len(s.host.cpus),
+            "cpu_words": (len(s.host.cpus) + 31) // 32,
+            "tasks": tasks,
+            "events": max(1, events),
+            "context_events": max(1, sum(len(spec.groups) * len(spec.cores) for spec in s.perf)),
+            "vms": max(1, len(s.vms)),
+            "vcpus": max(1, self._vcpus),
+            "filter_words": 0,
+            "event_counters": max(core.event_counters for core in s.host.cpus),
+            "counter_width": 64,
+            "kinds": len(s.kinds),
+            "entries": len(s.host.cpus) + tasks,
+            "executed": max(1, self._vcpus) * len(s.kinds),
+        }
+
+    def _targets(self, spec: PerfSpec) -> int:
+        """Return on how many CPUs or threads a session opens each of its groups, all kinds of cores together."""
+        if spec.cpus:
+            return spec.cpus.bit_count()
+        threads = self.scenario.vms[spec.vm].vcpus if spec.vm is not None else len(spec.tasks)
+        return threads * len(spec.cores)
+
+    def _set_up(self, show: Callable[[str, bytes], None] | None) -> None:
+        t, s = self.t, self.scenario
+        for kind, event in enumerate(s.kinds):
+            t.kinds[kind] = event
+        t.cpu_count, t.slice_ns, t.mux_ns, t.quantum_ns = len(s.host.cpus), s.host.slice, s.host.tick, QUANTUM_NS
+        t.world.max_guest_counters = s.host.max_guest_counters
+        for entry in range(len(t.queue)):
+            t.queue[entry] = t.place[entry] = entry
+            t.due[entry] = NEVER
+        for c, core in enumerate(s.host.cpus):
+            self._set_up_cpu(c, core)
+        for number, vm in enumerate(self._vms):
+            self._set_up_vm(number, vm, show)
+        for number, spec in enumerate(s.tasks):
+            self._set_up_task(self._vcpus + number, spec.cpus, spec.activity)
+        self._start_threads()
+
+    def _set_up_cpu(self, c: int, core: Core) -> None:
+        cpu, made = self.host.cpus[c], make_pe(core, COUNTED_EVENTS)
+        cpu.pe.core = made.core
+        cpu.pe.mdcr_el2, cpu.pe.mdcr_el3, cpu.pe.scr_el3 = made.mdcr_el2, made.mdcr_el3, made.scr_el3
+        cpu.pmu = self.scenario.host.cores.index(core)
+        cpu.current = NO_TASK
+        vcpu.guest_exit(cpu.pe)
+        arm_pmuv3.reset(cpu)
+        self.t.mhz[c] = core.mhz
+        self.t.mux_at[c] = self.scenario.host.tick
+
+    def _set_up_vm(self, number: int, vm: _Vm, show: Callable[[str, bytes], None] | None) -> None:
+        spec, of = vm.spec, self.t.world
+        of.pmu_of[number] = self.scenario.host.cores.index(spec.core)
+        guest = of.vms[number]
+        guest.design, guest.use_fgt, guest.nr_counters = PARTITIONED, int(spec.fgt), spec.counters
+        for v, cpus in zip(vm.threads(), spec.cpus, strict=True):
+            of.vm_of[v] = number
+            vcpu.reset(of.vcpus[v])
+            if spec.activity is not None:
+                self._program_guest(of.vcpus[v], spec.counters)
+                self._set_up_task(v, cpus, spec.activity)
+            else:
+                self._set_up_task(v, cpus, None)
+            self.host.tasks[v].preempt_notifier = v
+        if spec.activity is None:
+            self._set_up_machine(vm, guest, show)
+
+    @staticmethod
+    def _program_guest(guest: Vcpu, counters: int) -> None:
+        """A guest that is described by rates counts its cycles all the time, and its instructions if it can."""
+        guest.pmcr |= 1
+        guest.cnten = 1 << 31
+        if counters:
+            guest.cnten |= 1
+            guest.evtyper[0] = INST_RETIRED
+
+    def _set_up_machine(self, vm: _Vm, guest: Vm, show: Callable[[str, bytes], None] | None) -> None:
+        spec = vm.spec
+        request = run.Request(
+            guest=spec.guest,
+            core=spec.core,
+            design=spec.design,
+            fgt=spec.fgt,
+            counters=spec.counters,
+            kernel=spec.kernel,
+            initrd=spec.initrd,
+            append=spec.append,
+            memory=spec.memory,
+            vcpus=spec.vcpus,
+        )
+        if show is not None:
+            vm.console = run.Console(lambda data: show(spec.name, data))
+        vm.places = [HostCpu(self.t.world, v) for v in vm.threads()]
+        kvm = Kvm(guest, [self.t.world.vcpus[v] for v in vm.threads()], vm.places)
+
+        def make(config: Config, output: Callable[[bytes], None]) -> HostedMachine:
+            return HostedMachine(config, output, kvm)
+
+        vm.machine = run.prepare_as(make, request, vm.console.write)
+
+    def _set_up_task(self, number: int, cpus: int, of: Activity | None) -> None:
+        task = self.host.tasks[number]
+        task.preempt_notifier = NO_VCPU
+        for word in range(len(task.allowed)):
+            task.allowed[word] = cpus >> (32 * word) & 0xFFFF_FFFF
+        task.cpu = (cpus & -cpus).bit_length() - 1
+        if of is None:
+            task.has_code = 1
+            return
+        rates = dict(of.rates)
+        for kind, event in enumerate(self.scenario.kinds):
+            task.rate[kind] = rates.get(event, 0)
+        task.user, task.burst, task.burst_left, task.pause = of.user, of.burst, of.burst, of.pause
+
+    def _start_threads(self) -> None:
+        """Threads start at time 0 in their order; with a seed, in another one and within the first slice."""
+        rng = random.Random(self.scenario.seed)
+        for number, task in enumerate(self.host.tasks):
+            at = rng.randrange(self.t.slice_ns) if self.scenario.seed else 0
+            vm = self._vm_of(number)
+            if vm is None or vm.machine is None or vm.machine.can_run(number - vm.first):
+                timeline.schedule(self.t, self.t.cpu_count + number, at)
+            task.state = TASK_SLEEPING
+
+    # ---- running ----
+
+    def run(self, progress: Callable[[int], None] = lambda now: None) -> HostingResult:
+        """Run to the end of the scenario, or until `interrupted` is set; `progress` is told the time in ns."""
+        begin = time.perf_counter()
+        for at, _, act in sorted(self._agenda(), key=lambda item: item[:2]):
+            self._advance(at, progress)
+            if self.interrupted:
+                break
+            act()
+        for vm in self._vms:
+            vm.console.flush()
+        return self._result(time.perf_counter() - begin)
+
+    def _agenda(self) -> Iterator[tuple[int, int, Callable[[], None]]]:
+        """Yield what happens from outside, when, and in which order at one time: sessions close before others open."""
+        for spec in self.scenario.perf:
+            yield spec.start, 1, lambda spec=spec: self._open_session(spec)  # type: ignore[misc]
+            yield spec.stop, 0, lambda spec=spec: self._close_session(spec)  # type: ignore[misc]
+        yield self.scenario.duration, 2, lambda: None
+
+    def _advance(self, until: int, progress: Callable[[int], None]) -> None:
+        """Let everything happen that is due before `until`, and bring all CPUs to that time."""
+        shown = self.t.now
+        while self.t.due[self.t.queue[0]] < until and not self.interrupted:
+            self._step()
+            if self.t.now - shown >= PROGRESS_NS:
+                shown = self.t.now
+                progress(shown)
+        if self.interrupted:
+            return
+        for c in range(self.t.cpu_count):
+            self._reach(c, until)
+        self.t.now = until
+        for c in range(self.t.cpu_count):
+            timeline.account(self.t, c, until)
+
+    def _step(self) -> None:
+        """The next event happens."""
+        entry = self.t.queue[0]
+        due = self.t.due[entry]
+        self.t.happenings += 1
+        if entry >= self.t.cpu_count:
+            self.t.now = max(self.t.now, due)
+            self._wake(entry - self.t.cpu_count)
+        elif self._reach(entry, due):
+            self.t.now = max(self.t.now, due)
+            if self._only_a_quantum(entry):
+                timeline.plan(self.t, entry)
+            else:
+                self._on_host(entry, lambda: timeline.cpu_event(self.t, entry))
+
+    def _only_a_quantum(self, c: int) -> bool:
+        """Tell whether the host has nothing to do on a CPU where a guest's code runs."""
+        if self._code_on(c) is None or self.t.slice_end[c] <= self.t.now:
+            return False
+        return not (timeline.needs_rotation(self.t, c) and self.t.mux_at[c] <= self.t.now)
+
+    def _on_host(self, c: int, act: Callable[[], None]) -> None:
+        """Do something on CPU `c` as its host: a guest that is there is left, and whoever is there then is entered."""
+        left = self._code_on(c)
+        if left is not None:
+            vm, number = left
+            assert vm.machine is not None
+            vm.machine.put(number)
+        act()
+        self._arrive(c)
+
+    def _arrive(self, c: int) -> None:
+        """Enter the guest of the vCPU that CPU `c` has come to, if it has code. That of a VM that is over ends."""
+        while True:
+            here = self._code_on(c)
+            if here is None:
+                break
+            vm, number = here
+            if vm.outcome is None:
+                assert vm.machine is not None
+                vm.places[number].c = c
+                vm.machine.load(number)
+                break
+            sched.go_to_sleep(self.host, c)
+            timeline.change_task(self.t, c)
+        timeline.plan(self.t, c)
+
+    # ---- guests' code ----
+
+    def _vm_of(self, number: int) -> _Vm | None:
+        return next((vm for vm in self._vms if number in vm.threads()), None)
+
+    def _code_on(self, c: int) -> tuple[_Vm, int] | None:
+        """Return the VM and the vCPU's number in it whose code runs on CPU `c`."""
+        current = self.host.cpus[c].current
+        if current == NO_TASK or not self.host.tasks[current].has_code:
+            return None
+        vm = self._vm_of(current)
+        assert vm is not None
+        return vm, current - vm.first
+
+    def _reach(self, c: int, until: int) -> bool:
+        """Execute the guest's code on CPU `c`, if there is any, up to `until`; tell whether it got there."""
+        here = self._code_on(c)
+        if here is None:
+            return True
+        vm, number = here
+        machine = vm.machine
+        assert machine is not None
+        while self.t.accounted[c] < until:
+            reached, outcome = machine.run_vcpu(number, self.t.accounted[c], until)
+            timeline.account(self.t, c, reached)
+            vm.outcome = vm.outcome or outcome
+            if vm.outcome is not None or not machine.can_run(number):
+                self.t.now = max(self.t.now, reached)
+                self._on_host(c, lambda: self._leave(c))
+                self._arm(vm)
+                return False
+            self._arm(vm)
+        return True
+
+    def _leave(self, c: int) -> None:
+        """The vCPU on CPU `c` has nothing to execute: its thread sleeps."""
+        self.t.accounted[c] = self.t.now
+        sched.go_to_sleep(self.host, c)
+        timeline.change_task(self.t, c)
+
+    def _arm(self, vm: _Vm) -> None:
+        """Set when the sleeping threads of a VM are to be looked at: now, at its next timer, or never."""
+        machine = vm.machine
+        assert machine is not None
+        timer = machine.next_timer_ns()
+        for v in vm.threads():
+            if self.host.tasks[v].state == TASK_SLEEPING:
+                due = NEVER if timer is None else timer
+                if vm.outcome is not None:
+                    due = NEVER
+                elif machine.can_run(v - vm.first):
+                    due = self.t.now
+                timeline.schedule(self.t, self.t.cpu_count + v, max(due, self.t.now))
+
+    def _wake(self, number: int) -> None:
+        """A thread is due to wake: one whose guest has code only if that has something to do."""
+        vm = self._vm_of(number)
+        if vm is not None and vm.machine is not None:
+            vm.machine.at(self.t.now)
+            if vm.outcome is not None or not vm.machine.can_run(number - vm.first):
+                self._arm(vm)
+                return
+        idle = [c for c in range(self.t.cpu_count) if self.host.cpus[c].current == NO_TASK]
+        timeline.wake(self.t, number)
+        for c in idle:
+            if self.host.cpus[c].current != NO_TASK:
+                self._arrive(c)
+
+    # ---- perf sessions ----
+
+    def _open_session(self, spec: PerfSpec) -> None:
+        events: dict[str, list[int]] = {}
+        for target in self._places_of(spec):
+            for group in spec.groups:
+                leader = NO_EVENT
+                for of in group:
+                    number = self._open(spec, of.number, leader, target)
+                    leader = number if leader == NO_EVENT else leader
+                    events.setdefault(of.name, []).append(number)
+        self._opened[spec.name] = list(events.items())
+
+    def _places_of(self, spec: PerfSpec) -> list[tuple[int, int, int]]:
+        """Return the PMU, CPU and task of each place where a session opens its groups."""
+        cores = self.scenario.host.cores
+        if spec.cpus:
+            return [(self.host.cpus[c].pmu, c, NO_TASK) for c in range(self.t.cpu_count) if spec.cpus >> c & 1]
+        threads = [self._vcpus + n for n in spec.tasks] if spec.vm is None else list(self._vms[spec.vm].threads())
+        return [(cores.index(core), ANY_CPU, thread) for core in spec.cores for thread in threads]
+
+    def _open(self, spec: PerfSpec, config: int, leader: int, target: tuple[int, int, int]) -> int:
+        number = self._events
+        self._events += 1
+        event = self.host.events[number]
+        event.pmu, event.cpu, event.task = target
+        event.config, event.leader, event.next_sibling = config, number if leader == NO_EVENT else leader, NO_EVENT
+        event.idx, event.state, event.sample_period = NO_COUNTER, STATE_INACTIVE, spec.period
+        event.pinned = int(spec.pinned and leader == NO_EVENT)
+        event.long = int(spec.long)
+        event.exclude_user, event.exclude_kernel = int(spec.exclude_user), int(spec.exclude_kernel)
+        event.exclude_guest, event.exclude_host = int(spec.exclude_guest), int(spec.exclude_host)
+        at = next(c for c, cpu in enumerate(self.host.cpus) if cpu.pmu == event.pmu)
+        result = perf.perf_event_open(self.host, at, number)
+        assert result == 0, f"event {config:#x} of {spec.name}: {result}"
+        self._with_its_cpu(event, lambda: perf.perf_install_in_context(self.host, number, self.t.now))
+        return number
+
+    def _with_its_cpu(self, event: PerfEvent, act: Callable[[], None]) -> None:
+        """Do something to an event on the CPU where its context is, as perf's cross call does, if it is on one."""
+        c = perf.where_active(self.host, event)
+        if c == ANY_CPU:
+            act()
+        else:
+            self._on_host(c, act)
+
+    def _close_session(self, spec: PerfSpec) -> None:
+        for _, numbers in self._opened[spec.name]:
+            for number in numbers:
+                self._with_its_cpu(self.host.events[number], lambda n=number: self._read(n))  # type: ignore[misc]
+        self._closed[spec.name] = [self._session_result(spec.name, *item) for item in self._opened[spec.name]]
+        for _, numbers in self._opened[spec.name]:
+            for number in numbers:
+                event = self.host.events[number]
+                self._with_its_cpu(event, lambda n=number: self._remove(n))  # type: ignore[misc]
+
+    def _read(self, number: int) -> None:
+        perf.perf_event_read(self.host, number, self.t.now)
+
+    def _remove(self, number: int) -> None:
+        perf.perf_remove_from_context(self.host, number, self.t.now)
+
+    def _session_result(self, session: str, event: str, numbers: list[int]) -> SessionResult:
+        of = [self.host.events[number] for number in numbers]
+        return SessionResult(
+            name=f"{session}:{event}",
+            count=sum(e.count for e in of),
+            true=sum(e.true for e in of),
+            enabled=sum(e.total_time_enabled for e in of),
+            running=sum(e.total_time_running for e in of),
+            samples=sum(e.samples for e in of),
+            failed=sum(e.state == STATE_ERROR for e in of),
+        )
+
+    # ---- what came of it ----
+
+    def _result(self, wall: float) -> HostingResult:
+        return HostingResult(
+            scenario=str(self.scenario.path),
+            virtual_seconds=self.t.now / 1e9,
+            wall_seconds=wall,
+            interrupted=self.interrupted,
+            vms=tuple(self._vm_result(number, vm) for number, vm in enumerate(self._vms)),
+            host_perf=tuple(row for spec in self.scenario.perf for row in self._closed.get(spec.name, ())),
+            host={
+                "switches": sum(cpu.switches for cpu in self.host.cpus),
+                "interrupts": self.t.interrupts,
+                "rotations": self.t.rotations,
+                "rescheduled": self.t.world.rescheduled,
+            },
+        )
+
+    def _vm_result(self, number: int, vm: _Vm) -> VmResult:
+        spec, of = vm.spec, self.t.world
+        status, reason = self._status(vm)
+        if vm.machine is not None:
+            instructions, ledger = vm.machine.instructions(), vm.machine.ledger()
+        else:
+            kind = self.scenario.kinds.index(INST_RETIRED)
+            kinds = len(self.scenario.kinds)
+            instructions = sum(self.t.executed[v * kinds + kind] for v in vm.threads())
+            ledger = _ledger([of.vcpus[v] for v in vm.threads()])
+        unpredictable = 0
+        for cpu in self.host.cpus:
+            if cpu.pmu == of.pmu_of[number]:
+                unpredictable |= cpu.pe.unpredictable
+        return VmResult(
+            name=spec.name,
+            guest=spec.guest,
+            core=spec.core.name,
+            design=spec.design,
+            fgt=spec.fgt and spec.core.fgt,
+            counters=spec.counters,
+            vcpus=spec.vcpus,
+            status=status,
+            reason=reason,
+            console=vm.console.text(),
+            console_dropped=vm.console.dropped,
+            instructions=instructions,
+            run_seconds=sum(self.host.tasks[v].runtime for v in vm.threads()) / 1e9,
+            migrations=sum(self.host.tasks[v].migrations for v in vm.threads()),
+            ledger=ledger,
+            unpredictable=tuple(choice.name for choice in choices_reached(unpredictable)),
+        )
+
+    def _status(self, vm: _Vm) -> tuple[str, str]:
+        if vm.outcome is not None:
+            return str(vm.outcome.status), vm.outcome.reason
+        if self.interrupted:
+            return str(Status.EXIT), "interrupted"
+        return "running", "the scenario's time was over"
+
+
+def _ledger(vcpus: list[Vcpu]) -> dict[str, int]:
+    """Return what the vCPUs of a guest without code cost, name to count."""
+    bill = Counter[str]()
+    for v in vcpus:
+        bill.update(
+            pmu_direct=v.direct,
+            pmu_trapped=v.trapped,
+            registers_swapped=v.swapped,
+            loads=v.loads,
+            puts=v.puts,
+            overflows=v.overflows,
+            interrupts_injected=v.injected,
+        )
+    return dict(bill)
