@@ -642,6 +642,10 @@ class Hosting:
     def _status(self, vm: _Vm) -> tuple[str, str]:
         if vm.outcome is not None:
             return str(vm.outcome.status), vm.outcome.reason
+        for v in vm.threads():
+            if self.t.world.vcpus[v].unsupported_cpu == 1:
+                where = f"vCPU {v - vm.first} cannot run on CPU {self.host.tasks[v].cpu}"
+                return "fail-entry", f"{where} (KVM_EXIT_FAIL_ENTRY, CPU_UNSUPPORTED)"
         if self.interrupted:
             return str(Status.EXIT), "interrupted"
         return "running", "the scenario's time was over"

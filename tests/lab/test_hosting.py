@@ -1,0 +1,138 @@
+"""Scenarios run: guests with code and without, beside a host that counts too."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmuvisor.arch.cores import Core, core
+from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
+from pmuvisor.lab import guests
+from pmuvisor.lab.hosting import Hosting, HostingResult
+from pmuvisor.lab.scenario import Activity, EventSpec, HostSpec, PerfSpec, Scenario, TaskSpec, VmSpec
+
+N1 = core("neoverse-n1")  # six event counters, 2500 MHz, no fine-grained traps
+MS = 1_000_000
+INST = EventSpec(name="INST_RETIRED", number=INST_RETIRED)
+CYCLES = EventSpec(name="CPU_CYCLES", number=CPU_CYCLES)
+BUSY = Activity(rates=((INST_RETIRED, 1_000_000),), user=600, burst=0, pause=0)
+needs_linux = pytest.mark.skipif(guests.cached_linux() is None, reason="no Linux guest fetched")
+
+
+def vm(name: str = "a", guest: str = "busy", vcpus: int = 1, on: int = 0b11, **more: Any) -> VmSpec:
+    fields: dict[str, Any] = {"core": N1, "counters": 4, "design": "partitioned", "fgt": True, "kernel": None}
+    fields |= {"initrd": None, "append": "pmuvisor.quick", "cpus": (on,) * vcpus}
+    fields |= {"activity": BUSY, "memory": 0} if guest == "busy" else {"activity": None, "memory": 256 << 20}
+    return VmSpec(name=name, guest=guest, vcpus=vcpus, **fields | more)
+
+
+def perf(name: str, *events: EventSpec, duration: int, **more: Any) -> PerfSpec:
+    fields: dict[str, Any] = {"groups": tuple((e,) for e in events), "cpus": 0, "tasks": (), "vm": None, "cores": (N1,)}
+    fields |= {"pinned": False, "period": 0, "long": False, "start": 0, "stop": duration}
+    fields |= {f"exclude_{what}": False for what in ("user", "kernel", "guest", "host")}
+    return PerfSpec(name=name, **fields | more)
+
+
+def scenario(duration: int, cpus: tuple[Core, ...] = (N1, N1), **parts: Any) -> Scenario:
+    host = HostSpec(cpus=cpus, tick=4 * MS, slice=3 * MS, max_guest_counters=31)
+    fields: dict[str, Any] = {"vms": (), "tasks": (), "perf": (), "kinds": (INST_RETIRED, CPU_CYCLES), "seed": 0}
+    return Scenario(path=Path("x.toml"), duration=duration, host=host, **fields | parts)
+
+
+def without_wall(result: HostingResult) -> str:
+    return json.dumps(dataclasses.replace(result, wall_seconds=0.0).as_json())
+
+
+def test_a_session_on_a_cpu_counts_what_its_tasks_did_from_start_to_stop() -> None:
+    task = TaskSpec(name="t", cpus=0b01, activity=BUSY)
+    sessions = (
+        perf("all", INST, CYCLES, cpus=0b11, duration=20 * MS),
+        perf("late", INST, cpus=0b01, duration=20 * MS, start=5 * MS, stop=8 * MS, exclude_kernel=True),
+    )
+    rows = {row.name: row for row in Hosting(scenario(20 * MS, tasks=(task,), perf=sessions)).run().host_perf}
+    all_inst, late = rows["all:INST_RETIRED"], rows["late:INST_RETIRED"]
+    assert (all_inst.count, all_inst.true, all_inst.enabled) == (20_000_000, 20_000_000, 40 * MS)
+    assert rows["all:CPU_CYCLES"].count == 50_000_000
+    # 60 % of a million instructions in each of three milliseconds.
+    assert (late.count, late.true, late.enabled, late.running) == (1_800_000, 1_800_000, 3 * MS, 3 * MS)
+
+
+def test_a_session_of_a_vm_counts_on_its_threads_wherever_they_run() -> None:
+    parts: dict[str, Any] = {"vms": (vm(vcpus=3, counters=3),)}
+    parts["perf"] = (perf("vm", INST, vm=0, duration=60 * MS),)
+    result = Hosting(scenario(60 * MS, **parts)).run()
+    (row,) = result.host_perf
+    assert row.count == row.true == result.vms[0].instructions == 120_000_000
+    assert row.enabled == row.running == round(result.vms[0].run_seconds * 1e9) == 120 * MS
+    # perf puts a thread's event on counter 0 before KVM comes and takes it: each load moves it.
+    assert result.host["rescheduled"] == result.vms[0].ledger["loads"] == 40
+
+
+def test_a_demo_guest_checks_its_own_counts_while_its_host_shares_its_cpus_and_counters() -> None:
+    parts: dict[str, Any] = {
+        "vms": (vm("a", "demo"), vm("b", "demo"), vm("c", vcpus=2)),
+        "tasks": (TaskSpec(name="t", cpus=0b11, activity=Activity(rates=BUSY.rates, user=900, burst=MS, pause=MS)),),
+        "perf": (perf("all", INST, CYCLES, INST, CYCLES, cpus=0b11, duration=150 * MS),),
+    }
+    hosting = Hosting(scenario(150 * MS, **parts))
+    result = hosting.run()
+    for guest in result.vms[:2]:
+        assert (guest.status, guest.reason) == ("poweroff", "the guest powered off")
+        assert "demo: all counts exact" in guest.console
+        assert guest.ledger["loads"] == guest.ledger["puts"] > 3
+    assert result.vms[2].status == "running"
+    assert result.host["rescheduled"] > 10
+    # Whatever was scheduled counted what happened meanwhile, in guests and outside.
+    for number in range(hosting._events):
+        assert hosting.host.events[number].count == hosting.host.events[number].seen
+
+
+def test_the_same_scenario_gives_the_same_result_and_another_seed_another() -> None:
+    def once(seed: int) -> str:
+        parts: dict[str, Any] = {"vms": (vm("a", "demo"), vm("c", vcpus=3)), "seed": seed}
+        parts["perf"] = (perf("all", INST, CYCLES, INST, cpus=0b11, duration=40 * MS),)
+        return without_wall(Hosting(scenario(40 * MS, **parts)).run())
+
+    assert once(0) == once(0)
+    assert once(7) == once(7) != once(8)
+
+
+def test_a_vm_on_a_cpu_of_another_pmu_fails_to_enter() -> None:
+    a55, x1 = core("cortex-a55"), core("cortex-x1")
+    vms = (vm("little", on=0b01, core=a55), vm("stray", on=0b10, core=a55))
+    result = Hosting(scenario(10 * MS, cpus=(a55, x1), vms=vms)).run()
+    assert [v.status for v in result.vms] == ["running", "fail-entry"]
+    assert result.vms[1].reason == "vCPU 0 cannot run on CPU 1 (KVM_EXIT_FAIL_ENTRY, CPU_UNSUPPORTED)"
+    assert (result.vms[0].instructions, result.vms[1].instructions) == (10_000_000, 0)
+
+
+def test_an_interrupted_run_says_so_and_keeps_what_there_is() -> None:
+    hosting = Hosting(scenario(1000 * MS, tasks=(TaskSpec(name="t", cpus=1, activity=BUSY),)))
+
+    def stop(now: int) -> None:
+        hosting.interrupted = now > 5 * MS
+
+    result = hosting.run(stop)
+    assert result.interrupted
+    assert 0.005 < result.virtual_seconds < 0.05
+
+
+@needs_linux
+def test_four_linux_vcpus_on_two_cpus_count_exactly_while_sessions_want_every_counter() -> None:
+    sessions = (
+        perf("all", *[INST, CYCLES] * 3, cpus=0b11, duration=1300 * MS),
+        perf("host", INST, cpus=0b11, duration=1300 * MS, pinned=True, exclude_guest=True),
+    )
+    result = Hosting(scenario(1300 * MS, vms=(vm("a", "linux", 2), vm("b", "linux", 2)), perf=sessions)).run()
+    for guest in result.vms:
+        rounds = [line for line in guest.console.splitlines() if "  round" in line]
+        assert [line.split(":", 2)[2].split()[1] for line in rounds] == ["2000004"] * 6, guest.console[-2000:]
+        assert guest.console.count("every sample on its instruction") == 2
+        assert guest.migrations > 0
+        assert guest.status == "poweroff"
+    (host,) = [row for row in result.host_perf if row.name.startswith("host")]
+    assert (host.count, host.true, host.failed) == (0, 0, 0)
