@@ -1,0 +1,204 @@
+"""The tables `perf` of a scenario: the sessions of the host's perf."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from pmuvisor import records
+from pmuvisor.arch.cores import Core, make_pe
+from pmuvisor.arch.sysreg import PMUV3P5
+from pmuvisor.lab import reading
+from pmuvisor.lab.reading import FLAG, KeyProblem, Table
+from pmuvisor.lab.scenario.spec import EventSpec, HostSpec, PerfSpec, TaskSpec, VmSpec
+from pmuvisor.lab.scenario.values import (
+    NAME,
+    check_implemented,
+    check_of_core,
+    core_of_host,
+    cpu_list,
+    cpus_of,
+    event_of,
+)
+from pmuvisor.linux import arm_pmuv3
+from pmuvisor.linux.host import NO_COUNTER, Cpu, PerfEvent
+
+MAX_OPENED = 16384
+"""Events of all sessions, counted once for each CPU or thread and PMU that they are opened on."""
+MAX_CONTEXT_CELLS = 1 << 22
+"""CPUs and threads, times the groups of the one that has most: every context has room for as many."""
+TARGETS = ("cpu", "task", "vm")
+PERF = ("name", "events", *TARGETS, "core", "pinned", "period", "exclude", "long", "start", "stop")
+EXCLUDE = ("user", "kernel", "guest", "host")
+PERIOD = reading.number(1, (1 << 31) - 1)
+"""Not beyond half of a counter of 32 bits; what keeps times below 2^63 as well (linux/activity.py)."""
+EVENT_LIST = "a list of events, a list in it being a group"
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What a perf session can be about."""
+
+    host: HostSpec
+    duration: int
+    vms: tuple[VmSpec, ...]
+    tasks: tuple[TaskSpec, ...]
+    task_numbers: dict[str, tuple[int, ...]]
+
+
+def sessions_of(tables: Sequence[Table], known: Known) -> tuple[PerfSpec, ...]:
+    """Return the sessions that tables describe.
+
+    Raises KeyProblem, also where they need more events, or longer lists of groups, than there is room for.
+    """
+    contexts = len(known.host.cpus) + len(known.tasks) + sum(vm.vcpus for vm in known.vms)
+    most = MAX_CONTEXT_CELLS // contexts
+    opened = 0
+    groups: Counter[tuple[str, int]] = Counter()
+    sessions = []
+    for table in tables:
+        session = _session(table, known)
+        sessions.append(session)
+        for context, pmus in _contexts(session, known):
+            opened += pmus * sum(len(group) for group in session.groups)
+            groups[context] += pmus * len(session.groups)
+        if opened > MAX_OPENED:
+            raise KeyProblem(
+                table.key("events"), f"{opened} on all CPUs and threads up to here", f"at most {MAX_OPENED}"
+            )
+        if max(groups.values()) > most:
+            raise KeyProblem(table.key("events"), f"more than {most} groups for one CPU or thread", f"at most {most}")
+    return tuple(sessions)
+
+
+def _session(table: Table, known: Known) -> PerfSpec:
+    name = table.take("name", NAME)
+    targets = [target for target in TARGETS if target in table]
+    if len(targets) != 1:
+        raise KeyProblem(table.name, " and ".join(targets) or "no target", f"exactly one of {', '.join(TARGETS)}")
+    cpus, tasks, vm = _target(table, targets[0], known)
+    on = _pmus(table, known, cpus, tasks, vm)
+    long = table.take_or("long", FLAG, False)
+    start = table.take_or("start", reading.time(0, known.duration), 0)
+    stop = table.take_or("stop", reading.time(0, known.duration), known.duration)
+    if start >= stop:
+        raise KeyProblem(
+            table.key("start"), reading.time_text(start), f"a time before {reading.time_text(stop)}, its stop"
+        )
+    excluded = _exclude(table)
+    return PerfSpec(
+        name=name,
+        groups=_groups(table, on, long),
+        cpus=cpus,
+        tasks=tasks,
+        vm=vm,
+        cores=on,
+        pinned=table.take_or("pinned", FLAG, False),
+        period=table.take_or("period", PERIOD, 0),
+        exclude_user="user" in excluded,
+        exclude_kernel="kernel" in excluded,
+        exclude_guest="guest" in excluded,
+        exclude_host="host" in excluded,
+        long=long,
+        start=start,
+        stop=stop,
+    )
+
+
+def _target(table: Table, target: str, known: Known) -> tuple[int, tuple[int, ...], int | None]:
+    """Return what a session measures: a mask of CPUs, tasks, or a VM."""
+    value, key = table.values[target], table.key(target)
+    if target == "cpu":
+        return cpu_list(value, key, known.host), (), None
+    if target == "task":
+        return 0, known.task_numbers[reading.chosen(value, key, list(known.task_numbers), "a task")], None
+    names = [vm.name for vm in known.vms]
+    return 0, (), names.index(reading.chosen(value, key, names, "a VM"))
+
+
+def _pmus(table: Table, known: Known, cpus: int, tasks: tuple[int, ...], vm: int | None) -> tuple[Core, ...]:
+    """Return the PMUs of a session: of its CPUs, or of those that its threads may use; or the one that is asked for."""
+    if vm is not None:
+        cpus = known.host.mask_of(known.vms[vm].core)
+    for task in tasks:
+        cpus |= known.tasks[task].cpus
+    if "core" not in table:
+        return tuple(core for core in known.host.cores if known.host.mask_of(core) & cpus)
+    core = core_of_host(table.values["core"], table.key("core"), known.host)
+    if "cpu" in table:
+        check_of_core(cpus, table.key("cpu"), core, known.host, "the session's")
+    elif not known.host.mask_of(core) & cpus:
+        raise KeyProblem(table.key("core"), core.name, "a core that its threads may run on")
+    return (core,)
+
+
+def _groups(table: Table, on: Sequence[Core], long: bool) -> tuple[tuple[EventSpec, ...], ...]:
+    key = table.key("events")
+    groups = []
+    for item, at in reading.items(table.need("events", EVENT_LIST), key, EVENT_LIST):
+        members = reading.items(item, at, "a group of events") if isinstance(item, list) else [(item, at)]
+        group = []
+        for value, where in members:
+            event = event_of(value, where)
+            check_implemented(event, where, on)
+            group.append(event)
+        for core in on:
+            if not _fits(core, group, long):
+                raise KeyProblem(at, f"a group of {len(group)}", f"one that fits {_room(core, long)}")
+        groups.append(tuple(group))
+    return tuple(groups)
+
+
+@functools.cache
+def _idle_cpu(core: Core) -> Cpu:
+    """Return a CPU of `core` with a PMU that nobody uses."""
+    cpu = records.new(Cpu, {"event_counters": core.event_counters, "counter_width": 64, "context_events": 0})
+    cpu.pe = make_pe(core, ())
+    return cpu
+
+
+def _fits(core: Core, group: Iterable[EventSpec], long: bool) -> bool:
+    """Tell whether a group fits a PMU that has nothing else to do, as perf.validate_group asks when it is opened."""
+    cpu = _idle_cpu(core)
+    event = records.new(PerfEvent, {})
+    event.long = int(long)
+    used = 0
+    for member in group:
+        event.config = member.number
+        idx = arm_pmuv3.get_event_idx(cpu, event, arm_pmuv3.all_counters(cpu), used)
+        if idx == NO_COUNTER:
+            return False
+        used |= arm_pmuv3.mask_of(cpu, event, idx)
+    return True
+
+
+def _room(core: Core, long: bool) -> str:
+    pairs = ", two of them for each event" if long and core.pmuver < PMUV3P5 else ""
+    return f"core {core.name}: {core.event_counters} event counters{pairs}, and fixed ones"
+
+
+def _exclude(table: Table) -> set[str]:
+    key = table.key("exclude")
+    if "exclude" not in table:
+        return set()
+    listed = reading.items(table.values["exclude"], key, f"a list of any of {', '.join(EXCLUDE)}")
+    excluded = [reading.chosen(item, at, EXCLUDE) for item, at in listed]
+    if len(set(excluded)) < len(excluded):
+        raise KeyProblem(key, "one of them twice", "each once")
+    for pair in (EXCLUDE[:2], EXCLUDE[2:]):
+        if set(pair) <= set(excluded):
+            raise KeyProblem(key, " and ".join(pair), "one of the two at most: nothing is left to count")
+    return set(excluded)
+
+
+def _contexts(session: PerfSpec, known: Known) -> Iterator[tuple[tuple[str, int], int]]:
+    """Give what a session opens events on (a CPU, a task, a VM's vCPU), and on how many PMUs on each."""
+    for c in cpus_of(session.cpus):
+        yield ("cpu", c), 1
+    for task in session.tasks:
+        yield ("task", task), len(session.cores)
+    if session.vm is not None:
+        for v in range(known.vms[session.vm].vcpus):
+            yield (f"vm {session.vm}", v), 1
