@@ -290,6 +290,9 @@ def test_a_chain_from_one_range_into_the_other_is_a_named_choice_and_not_counted
     pmu.pmu_event(pe, EL1, INST_RETIRED, 1)
     assert list(pe.evcntr) == [1 << 32, 1, 1 << 32, 0]
     assert pe.unpredictable == unpredictable.UNPREDICTABLE_CHAIN
+    pe.evcntr[2] = 0xFFFF_FFFF
+    pmu.pmu_event(pe, EL1, INST_RETIRED, 1)
+    assert pe.unpredictable == unpredictable.UNPREDICTABLE_CHAIN  # as before
 
 
 def test_a_chain_within_a_range_and_an_overflow_that_nobody_chains_are_no_choice() -> None:

@@ -226,6 +226,15 @@ def test_fine_grained_traps_need_their_feature_and_spare_host_processes() -> Non
         assert access(pe, EL0, sysreg.PMCCNTR_EL0, READ) == where
 
 
+@pytest.mark.parametrize(
+    ("el3", "fgten", "where"), [(1, 1, TRAP_EL2), (1, 0, ALLOWED), (0, 0, TRAP_EL2), (0, 1, TRAP_EL2)]
+)
+def test_el3_where_there_is_one_enables_fine_grained_traps(el3: int, fgten: int, where: int) -> None:
+    pe = make_pe(6, el3=el3)
+    pe.scr_el3, pe.hdfgrtr_el2 = fgten << 27 | (MASK64 & ~(1 << 27)) * el3, MASK64
+    assert access(pe, EL1, sysreg.PMCCNTR_EL0, READ) == where
+
+
 # ---- counters that EL2 keeps, and counters that there are not --------------------------------------------------------
 
 
