@@ -59,6 +59,7 @@ class Machine:
         sizes = {
             "cpus": len(cores),
             "cpu_words": 1,
+            "kinds": 0,
             "tasks": vcpus + self.host_tasks,
             "events": 40,
             "context_events": 40,
