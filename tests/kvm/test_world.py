@@ -370,3 +370,31 @@ def test_guest_and_host_counts_are_exact_whatever_the_scheduler_does(seed: int, 
     for c in range(2):
         if m.resident(c) in programmed:
             assert m.guest_counts(c) == m.guest[m.resident(c)]
+
+
+def test_the_load_and_put_that_docs_host_md_draws() -> None:
+    m = Machine(["neoverse-n1"], [(4, 1)])
+    names = ("cycles", "A", "B", "C")
+    numbers = [m.open(cpu=0, config=config) for config in (CPU_CYCLES, INST_RETIRED, INST_RETIRED, INST_RETIRED)]
+
+    def counters() -> dict[str, int]:
+        return {name: m.host.events[n].idx for name, n in zip(names, numbers, strict=True)}
+
+    waits = NO_COUNTER
+    assert counters() == {"cycles": 31, "A": 0, "B": 1, "C": 2}
+    m.execute(0, EL2, 100)
+    m.wake(0)
+    m.switch(0)
+    assert counters() == {"cycles": 4, "A": 5, "B": waits, "C": waits}
+    m.program_guest(0)
+    m.execute(0, EL1, 200)
+    perf.perf_rotate_context(m.host, 0, m.now)
+    assert counters() == {"cycles": waits, "A": 4, "B": 5, "C": waits}
+    m.execute(0, EL1, 300)
+    m.switch(0, sleep=True)
+    assert counters() == {"cycles": 31, "A": 0, "B": 1, "C": 2}
+    m.execute(0, EL2, 400)
+    told = [(e.count, e.total_time_running, e.total_time_enabled) for e in map(m.event, numbers)]
+    assert told == [(700, 700, 1000), (1000, 1000, 1000), (800, 800, 1000), (500, 500, 1000)]
+    assert saved_counts(m.world.vcpus[0]) == {INST_RETIRED: 500, CPU_CYCLES: 500}
+    assert m.world.rescheduled == 2

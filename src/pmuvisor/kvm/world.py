@@ -13,7 +13,7 @@ from pmuvisor.kvm import partitioned, pmu, vcpu
 from pmuvisor.kvm.vcpu import PARTITIONED, HostContext, Vcpu, Vm
 from pmuvisor.linux import arm_pmuv3, perf, sched
 from pmuvisor.linux.host import NO_TASK, NO_VCPU, Host
-from pmuvisor.records import U5, Each, LedgerCount, record
+from pmuvisor.records import Each, LedgerCount, record
 
 
 @record
@@ -28,8 +28,6 @@ class World:
     """The PMU that each VM is tied to (KVM_ARM_VCPU_PMU_V3_SET_PMU): its vCPUs run on that one's CPUs only."""
     vcpus: Annotated[list[Vcpu], Each("vcpus")]
     vm_of: Annotated[list[int], Each("vcpus", 8)]
-    max_guest_counters: U5
-    """The boot parameter of the PMU driver: a guest gets no more event counters than that."""
     rescheduled: LedgerCount
     """How often host events were taken off their counters, and put back on others, for a vCPU's sake."""
 

@@ -265,7 +265,6 @@ class Hosting:
         for kind, event in enumerate(s.kinds):
             t.kinds[kind] = event
         t.cpu_count, t.slice_ns, t.mux_ns, t.quantum_ns = len(s.host.cpus), s.host.slice, s.host.tick, QUANTUM_NS
-        t.world.max_guest_counters = s.host.max_guest_counters
         for entry in range(len(t.queue)):
             t.queue[entry] = t.place[entry] = entry
             t.due[entry] = NEVER
