@@ -17,7 +17,6 @@ from pmuvisor.lab.scenario.spec import MAX_RATE, Activity, HostSpec, TaskSpec, V
 from pmuvisor.lab.scenario.values import (
     NAME,
     check_implemented,
-    check_of_core,
     core_named,
     core_of_host,
     cpu_list,
@@ -192,23 +191,20 @@ def _append(table: Table) -> str:
 
 
 def _where(table: Table, host: HostSpec, vcpus: int) -> tuple[Core, tuple[int, ...]]:
-    """Return the PMU that the VM is tied to, and by vCPU the CPUs that it may use, which are that one's."""
+    """Return the PMU that the VM is tied to, and by vCPU the CPUs that it may use."""
     key = table.key("cpus")
-    masks: list[tuple[int, str]] = []
+    masks: tuple[int, ...] = ()
     if isinstance(table.values.get("cpus"), list):
         lists = reading.items(table.values["cpus"], key, "CPU lists")
         if len(lists) != vcpus:
             raise KeyProblem(key, f"{len(lists)} CPU lists", f"one, or a list of {vcpus}: one for each vCPU")
-        masks = [(cpu_list(item, at, host), at) for item, at in lists]
+        masks = tuple(cpu_list(item, at, host) for item, at in lists)
     elif "cpus" in table:
-        masks = [(cpu_list(table.values["cpus"], key, host), key)] * vcpus
+        masks = (cpu_list(table.values["cpus"], key, host),) * vcpus
+    core = host.cpus[min((cpus_of(mask)[0] for mask in masks), default=0)]
     if "core" in table:
         core = core_of_host(table.values["core"], table.key("core"), host)
-    else:
-        core = host.cpus[min((cpus_of(mask)[0] for mask, _ in masks), default=0)]
-    for mask, at in masks:
-        check_of_core(mask, at, core, host, "whose PMU the VM is tied to")
-    return core, tuple(mask for mask, _ in masks) or (host.mask_of(core),) * vcpus
+    return core, masks or (host.mask_of(core),) * vcpus
 
 
 def _counters(table: Table, core: Core, host: HostSpec) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from pmuvisor import records
 from pmuvisor.arch.cores import Core, make_pe
@@ -16,7 +15,6 @@ from pmuvisor.lab.scenario.spec import EventSpec, HostSpec, PerfSpec, TaskSpec, 
 from pmuvisor.lab.scenario.values import (
     NAME,
     check_implemented,
-    check_of_core,
     core_of_host,
     cpu_list,
     cpus_of,
@@ -27,8 +25,8 @@ from pmuvisor.linux.host import NO_COUNTER, Cpu, PerfEvent
 
 MAX_OPENED = 16384
 """Events of all sessions, counted once for each CPU or thread and PMU that they are opened on."""
-MAX_CONTEXT_CELLS = 1 << 22
-"""CPUs and threads, times the groups of the one that has most: every context has room for as many."""
+MAX_LISTED = 1 << 22
+"""Groups of all sessions, once for each PMU, times CPUs and threads: every context has room for all of them."""
 TARGETS = ("cpu", "task", "vm")
 PERF = ("name", "events", *TARGETS, "core", "pinned", "period", "exclude", "long", "start", "stop")
 EXCLUDE = ("user", "kernel", "guest", "host")
@@ -49,28 +47,30 @@ class Known:
 
 
 def sessions_of(tables: Sequence[Table], known: Known) -> tuple[PerfSpec, ...]:
-    """Return the sessions that tables describe.
-
-    Raises KeyProblem, also where they need more events, or longer lists of groups, than there is room for.
-    """
+    """Return the sessions that tables describe. Raises KeyProblem, also where they need more than there is room for."""
     contexts = len(known.host.cpus) + len(known.tasks) + sum(vm.vcpus for vm in known.vms)
-    most = MAX_CONTEXT_CELLS // contexts
-    opened = 0
-    groups: Counter[tuple[str, int]] = Counter()
+    opened = groups = 0
     sessions = []
     for table in tables:
         session = _session(table, known)
         sessions.append(session)
-        for context, pmus in _contexts(session, known):
-            opened += pmus * sum(len(group) for group in session.groups)
-            groups[context] += pmus * len(session.groups)
-        if opened > MAX_OPENED:
-            raise KeyProblem(
-                table.key("events"), f"{opened} on all CPUs and threads up to here", f"at most {MAX_OPENED}"
-            )
-        if max(groups.values()) > most:
-            raise KeyProblem(table.key("events"), f"more than {most} groups for one CPU or thread", f"at most {most}")
+        opened += sum(len(group) for group in session.groups) * _places(session, known)
+        groups += len(session.groups) * len(session.cores)
+        for wrong, number, most in (
+            ("events on CPUs or threads", opened, MAX_OPENED),
+            ("groups on PMUs", groups, MAX_LISTED // contexts),
+        ):
+            if number > most:
+                raise KeyProblem(table.key("events"), f"{number} {wrong} up to here", f"at most {most}")
     return tuple(sessions)
+
+
+def _places(session: PerfSpec, known: Known) -> int:
+    """Return on how many CPUs, or threads and PMUs, a session opens its events."""
+    if session.cpus:
+        return session.cpus.bit_count()
+    threads = len(session.tasks) if session.vm is None else known.vms[session.vm].vcpus
+    return threads * len(session.cores)
 
 
 def _session(table: Table, known: Known) -> PerfSpec:
@@ -128,7 +128,10 @@ def _pmus(table: Table, known: Known, cpus: int, tasks: tuple[int, ...], vm: int
         return tuple(core for core in known.host.cores if known.host.mask_of(core) & cpus)
     core = core_of_host(table.values["core"], table.key("core"), known.host)
     if "cpu" in table:
-        check_of_core(cpus, table.key("cpu"), core, known.host, "the session's")
+        for c in cpus_of(cpus & ~known.host.mask_of(core)):
+            raise KeyProblem(
+                table.key("cpu"), f"CPU {c} is {known.host.cpus[c].name}", f"CPUs of core {core.name} only"
+            )
     elif not known.host.mask_of(core) & cpus:
         raise KeyProblem(table.key("core"), core.name, "a core that its threads may run on")
     return (core,)
@@ -191,14 +194,3 @@ def _exclude(table: Table) -> set[str]:
         if set(pair) <= set(excluded):
             raise KeyProblem(key, " and ".join(pair), "one of the two at most: nothing is left to count")
     return set(excluded)
-
-
-def _contexts(session: PerfSpec, known: Known) -> Iterator[tuple[tuple[str, int], int]]:
-    """Give what a session opens events on (a CPU, a task, a VM's vCPU), and on how many PMUs on each."""
-    for c in cpus_of(session.cpus):
-        yield ("cpu", c), 1
-    for task in session.tasks:
-        yield ("task", task), len(session.cores)
-    if session.vm is not None:
-        for v in range(known.vms[session.vm].vcpus):
-            yield (f"vm {session.vm}", v), 1

@@ -64,7 +64,7 @@ class VmSpec:
     core: Core
     """The PMU that the VM is tied to (KVM_ARM_VCPU_PMU_V3_SET_PMU): a core of the host."""
     cpus: tuple[int, ...]
-    """By vCPU, the mask of the CPUs that it may use, all of them of `core`."""
+    """By vCPU, the mask of the CPUs that it may use. On one of another core than `core` it fails to enter its guest."""
     counters: int
     """Event counters of the guest, which `core` can give it and `max_guest_counters` allows."""
     design: str

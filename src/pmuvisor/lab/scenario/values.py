@@ -44,14 +44,6 @@ def cpus_of(mask: int) -> list[int]:
     return [c for c in range(mask.bit_length()) if mask >> c & 1]
 
 
-def check_of_core(mask: int, key: str, core: Core, host: HostSpec, why: str) -> None:
-    """Raise KeyProblem unless all CPUs of a mask are of one kind."""
-    others = mask & ~host.mask_of(core)
-    if others:
-        c = cpus_of(others)[0]
-        raise KeyProblem(key, f"CPU {c} is {host.cpus[c].name}", f"CPUs of core {core.name}, {why}")
-
-
 def event_of(value: object, key: str) -> EventSpec:
     """Return an event by its name, in upper or lower case, or by its number."""
     number: int | None = None
