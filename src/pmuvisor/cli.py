@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import os
 import sys
@@ -58,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pmuvisor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands.add_parser("run", help="run a guest", description=_RUN, epilog=_RUN_MORE))
+    _add_run(commands.add_parser("run", help="run a guest, or a scenario", description=_RUN, epilog=_RUN_MORE))
     conform = commands.add_parser("conform", help="compare with QEMU's or KVM's answers", description=_CONFORM)
     _add_conform(conform)
     guest = commands.add_parser("guest", help="get guests", description="Get guests that do not come with pmuvisor.")
@@ -74,13 +75,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _RUN = """Run a guest on a machine with the addresses of QEMU's virt board. The guest's console is shown as it comes,
-then a table of what virtualizing its PMU cost."""
+then a table of what virtualizing its PMU cost. Or run a scenario, FILE.toml: a host with VMs, tasks and perf sessions
+(docs/scenarios.md)."""
+SCENARIO_SUFFIX = ".toml"
 _RUN_MORE = """Exit status: 0 the guest powered off or asked for a reset, 1 it hung, its kernel panicked or the time was
-over, 2 bad input, 130 interrupted by Ctrl-C (with the table and the JSON file all the same)."""
+over, 2 bad input, 130 interrupted by Ctrl-C (with the table and the JSON file all the same). A scenario takes no option
+but --json, and ends with 0 when its time is over."""
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
-    run.add_argument("guest", metavar="GUEST", help="demo, linux, or a file: arm64 Image, ELF or flat, plain or gzip")
+    run.add_argument(
+        "guest",
+        metavar="GUEST",
+        help="demo, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
+    )
     run.add_argument("--design", default="partitioned", choices=["partitioned"], help="design of the virtual PMU")
     run.add_argument("--no-fgt", action="store_true", help="the host does without fine-grained traps")
     run.add_argument(
@@ -99,7 +107,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         type=_file,
         help="write the result as JSON; FILE -: to stdout, and the rest to stderr",
     )
-    run.set_defaults(handler=_run)
+    run.set_defaults(handler=functools.partial(_run, run))
 
 
 _CORES = """List the cores of the data file; or show each figure of one core with its source."""
@@ -129,7 +137,17 @@ def _conform(arguments: argparse.Namespace) -> int:
     return conform.run(arguments)
 
 
-def _run(arguments: argparse.Namespace) -> int:
+def _check_scenario_options(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with status 2 where a scenario is run with an option that its file decides."""
+    for name, value in vars(arguments).items():
+        if name not in ("command", "handler", "guest", "json") and value != run.get_default(name):
+            run.error(f"argument --{name.replace('_', '-')}: not of a scenario: expected in {arguments.guest}")
+
+
+def _run(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    scenario = arguments.guest.endswith(SCENARIO_SUFFIX)
+    if scenario:
+        _check_scenario_options(run, arguments)
     # What the imports make is there to stay: looking through it for garbage is a third of the start-up.
     gc.disable()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start threads for algebra that nobody does
@@ -137,7 +155,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     gc.freeze()
     gc.enable()
-    return terminal.run(arguments)
+    return terminal.run_scenario(arguments) if scenario else terminal.run(arguments)
 
 
 def _cores(arguments: argparse.Namespace) -> int:
@@ -191,8 +209,9 @@ def _one_line(error: Exception) -> str | None:
     from pmuvisor.board.machine import CountError
     from pmuvisor.lab.guests import GuestError
     from pmuvisor.lab.run import RequestError
+    from pmuvisor.lab.scenario import ScenarioError
 
-    known = isinstance(error, CountError | GuestError | ImageError | RequestError | UnsupportedUnicorn)
+    known = isinstance(error, CountError | GuestError | ImageError | RequestError | ScenarioError | UnsupportedUnicorn)
     return str(error) if known else None
 
 

@@ -35,7 +35,7 @@ def show(result: Result, file: TextIO) -> None:
     """Print how the run ended, in one line, and where it hung its registers; then the bill."""
     if result.registers and result.status in (Status.HUNG, Status.TIMEOUT):
         print(result.registers, file=file)
-    print(_printable(f"{result.guest}: {result.status}: {result.reason}", file.encoding or "utf-8"), file=file)
+    print(printable(f"{result.guest}: {result.status}: {result.reason}", file.encoding or "utf-8"), file=file)
     print(textwrap.fill(_setting(result), WIDTH), file=file)
     for table in (_accesses(result.ledger), _costs(result), _time(result)):
         print(file=file)
@@ -54,7 +54,7 @@ def open_case(name: str) -> str:
     )
 
 
-def _printable(line: str, encoding: str) -> str:
+def printable(line: str, encoding: str) -> str:
     """A file's name, and a panic in the guest's words, may hold anything: none of it may drive the terminal."""
     line = "".join(c if c.isprintable() else "?" for c in line)
     return line.encode(encoding, "backslashreplace").decode(encoding)

@@ -1,4 +1,4 @@
-"""`pmuvisor run` at a terminal: the guest's console both ways, Ctrl-C, the table, the JSON file."""
+"""`pmuvisor run` at a terminal: guests' consoles, Ctrl-C, the tables, the JSON file."""
 
 from __future__ import annotations
 
@@ -10,19 +10,30 @@ import signal
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, Protocol, TextIO
 
 from pmuvisor.arch import cores
 from pmuvisor.board.machine import Machine, Status
-from pmuvisor.lab import report
+from pmuvisor.lab import hosting_report, report
+from pmuvisor.lab.hosting import Hosting, HostingResult
 from pmuvisor.lab.run import Request, RequestError, Result
 from pmuvisor.lab.run import run as run_guest
+from pmuvisor.lab.scenario import Scenario, load
 
 EXIT_STATUS = {Status.POWEROFF: 0, Status.RESET: 0, Status.HUNG: 1, Status.TIMEOUT: 1, Status.EXIT: 130}
 _CHUNK = 4096
+_PROGRESS_SECONDS = 0.2
+"""Wall time between two lines of progress."""
+
+
+class Interruptible(Protocol):
+    """What can be asked to end a run soon."""
+
+    interrupted: bool
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,19 +51,90 @@ def run(arguments: argparse.Namespace) -> int:
         vcpus=arguments.smp,
         timeout=arguments.timeout,
     )
-    to_stdout = arguments.json == "-"
-    path = None if to_stdout else _path(arguments.json)
-    people = sys.stderr if to_stdout else sys.stdout
+    path, people = _where_to(arguments.json)
+    result = _run(request, people)
+    _write(result.as_json(), arguments.json, path, lambda: report.show(result, people))
+    return 1 if result.panic else EXIT_STATUS[result.status]
+
+
+def run_scenario(arguments: argparse.Namespace) -> int:
+    """Run the scenario that the command line asks for; return the exit status: 1 where a guest came to a bad end."""
+    scenario = load(Path(arguments.guest))
+    path, people = _where_to(arguments.json)
+    screen = _Screen(scenario, people)
+    with _ctrl_c() as started:
+        hosting = Hosting(scenario, screen.show)
+        started(hosting)
+        result = hosting.run(screen.progress)
+    screen.close()
+    _write(result.as_json(), arguments.json, path, lambda: hosting_report.show(result, people))
+    return _scenario_status(result)
+
+
+def _scenario_status(result: HostingResult) -> int:
+    if result.interrupted:
+        return EXIT_STATUS[Status.EXIT]
+    fine = {"running", *(str(status) for status, code in EXIT_STATUS.items() if code == 0)}
+    return 0 if all(vm.status in fine and "Kernel panic - " not in vm.console for vm in result.vms) else 1
+
+
+def _where_to(name: str | None) -> tuple[Path | None, TextIO]:
+    """Return the file for JSON, if there is to be one, and where what is for people goes."""
+    path = None if name == "-" else _path(name)
     if path is not None:
         _check_writable(path)
-    result = _run(request, people)
+    return path, sys.stderr if name == "-" else sys.stdout
+
+
+def _write(result: dict[str, Any], name: str | None, path: Path | None, show: Callable[[], None]) -> None:
+    """Write the JSON, to a file first and to stdout last; `show` prints what is for people."""
     if path is not None:
-        write_whole(path, json.dumps(result.as_json(), indent=1) + "\n")
-    report.show(result, people)
-    if to_stdout:
-        json.dump(result.as_json(), sys.stdout, indent=1)
+        write_whole(path, json.dumps(result, indent=1) + "\n")
+    show()
+    if name == "-":
+        json.dump(result, sys.stdout, indent=1)
         print()
-    return 1 if result.panic else EXIT_STATUS[result.status]
+
+
+class _Screen:
+    """The consoles of a scenario's guests, line by line with the VM's name; on a terminal, the progress below them."""
+
+    def __init__(self, scenario: Scenario, file: TextIO) -> None:
+        self._scenario = scenario
+        self._file = file
+        self._begun: dict[str, bytes] = {}
+        self._shown_at = time.monotonic()
+        self._below = False
+
+    def show(self, name: str, data: bytes) -> None:
+        """Print the lines that are complete; a line that is not stays for later."""
+        *lines, self._begun[name] = (self._begun.get(name, b"") + data).split(b"\n")
+        if len(self._begun[name]) > _CHUNK:
+            lines.append(self._begun.pop(name))
+        self._clear()
+        self._file.flush()
+        for line in lines:
+            self._file.buffer.write(f"{name}: ".encode() + line + b"\n")
+        self._file.buffer.flush()
+
+    def progress(self, now: int) -> None:
+        """Say how far it is, now and then."""
+        if sys.stderr.isatty() and time.monotonic() - self._shown_at > _PROGRESS_SECONDS:
+            self._shown_at = time.monotonic()
+            print(f"\r{100 * now // self._scenario.duration} %", end="", file=sys.stderr, flush=True)
+            self._below = True
+
+    def close(self) -> None:
+        """Print the lines that never ended."""
+        for name, line in list(self._begun.items()):
+            if line:
+                self.show(name, b"\n")
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._below:
+            print("\r     \r", end="", file=sys.stderr, flush=True)
+            self._below = False
 
 
 def _path(name: str | None) -> Path | None:
@@ -113,12 +195,12 @@ def _umask() -> int:
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[Callable[[Machine], None]]:
-    """Make SIGINT and SIGTERM end the run at the next slice; the context is given the machine when it is there."""
-    asked = []
+def _ctrl_c() -> Iterator[Callable[[Interruptible], None]]:
+    """Make SIGINT and SIGTERM end the run at the next slice; the context is given what runs when it is there."""
+    asked: list[Interruptible] = []
 
-    def started(machine: Machine) -> None:
-        asked.append(machine)
+    def started(run: Interruptible) -> None:
+        asked.append(run)
 
     def handle(number: int, frame: object) -> None:
         if not asked:
