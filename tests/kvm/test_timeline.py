@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kvm.timelines import KINDS, MS, Lab
 from pmuvisor import records
-from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED, LD_RETIRED
+from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
 from pmuvisor.check.compiled import compiled
 from pmuvisor.kvm import timeline, world
 from pmuvisor.kvm.timeline import Timeline
@@ -97,7 +97,7 @@ def test_sampling_interrupts_after_each_period() -> None:
 
 def test_eight_events_on_six_counters_run_three_quarters_of_the_time() -> None:
     lab = Lab([N1], programs=1)
-    events = [lab.open(LD_RETIRED, cpu=0) for _ in range(8)]
+    events = [lab.open(BR_RETIRED, cpu=0) for _ in range(8)]
     lab.task(0, on=1)
     lab.run(4 * 80)  # eighty turns of the multiplexing timer: ten times round
     for n in events:
@@ -113,7 +113,7 @@ def test_two_cpus_four_busy_vcpus_and_sessions_that_want_every_counter() -> None
     vCPU is loaded, every counter is the host's again.
     """
     lab = Lab([N1, N1], vcpus=4, guest_counters=3)
-    events = [lab.open(config, cpu=c) for c in range(2) for config in (LD_RETIRED, INST_RETIRED, CPU_CYCLES) * 2]
+    events = [lab.open(config, cpu=c) for c in range(2) for config in (BR_RETIRED, INST_RETIRED, CPU_CYCLES) * 2]
     excluded = [lab.open(INST_RETIRED, cpu=c, pinned=1, exclude_guest=1) for c in range(2)]
     for v in range(4):
         lab.task(v, on=0b11, user=600)

@@ -20,7 +20,7 @@ from pmuvisor.kvm import access, world
 from pmuvisor.kvm import vcpu as life
 from pmuvisor.kvm.vcpu import PARTITIONED, Vcpu
 from pmuvisor.kvm.world import World
-from pmuvisor.linux import arm_pmuv3, perf, sched
+from pmuvisor.linux import perf, sched
 from pmuvisor.linux.host import (
     ANY_CPU,
     NO_COUNTER,
@@ -72,16 +72,7 @@ class Machine:
         self.world = records.new(World, sizes, checked=True)
         self.host = self.world.host
         for c, of in enumerate(cores):
-            cpu = self.host.cpus[c]
-            made = make_pe(of, range(64))
-            for leaf in records.fields(type(made)):
-                if leaf.name not in ("evcntr", "evtyper"):
-                    value = getattr(made, leaf.name)
-                    records.assign(cpu.pe.core, value) if leaf.name == "core" else setattr(cpu.pe, leaf.name, value)
-            cpu.pmu = kinds.index(self.cores[c])
-            cpu.current = NO_TASK
-            life.guest_exit(cpu.pe)
-            arm_pmuv3.reset(cpu)
+            world.boot_cpu(self.host.cpus[c], make_pe(of, range(64)), kinds.index(self.cores[c]))
         v = 0
         for number, (counters, of_vm) in enumerate(self.vms):
             vm = self.world.vms[number]

@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 from pmuvisor import records
 from pmuvisor.arch.cores import core, make_pe
-from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED, LD_RETIRED
-from pmuvisor.kvm import timeline
+from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
+from pmuvisor.kvm import timeline, world
 from pmuvisor.kvm import vcpu as life
 from pmuvisor.kvm.timeline import Timeline
 from pmuvisor.kvm.vcpu import PARTITIONED
-from pmuvisor.linux import arm_pmuv3, perf
+from pmuvisor.linux import perf
 from pmuvisor.linux.activity import NEVER
 from pmuvisor.linux.host import ANY_CPU, NO_COUNTER, NO_EVENT, NO_TASK, NO_VCPU, STATE_INACTIVE, PerfEvent
 
-KINDS = (INST_RETIRED, CPU_CYCLES, LD_RETIRED)
+KINDS = (INST_RETIRED, CPU_CYCLES, BR_RETIRED)
 MS = 1_000_000
 
 
@@ -62,14 +62,9 @@ class Lab:
             task.user = 1000
 
     def _make_cpu(self, c: int, name: str) -> None:
-        cpu, of = self.t.world.host.cpus[c], core(name)
-        made = make_pe(of, range(64))
-        cpu.pe.core = made.core
-        cpu.pe.mdcr_el2, cpu.pe.mdcr_el3, cpu.pe.scr_el3 = made.mdcr_el2, made.mdcr_el3, made.scr_el3
-        cpu.pmu = sorted(set(self.cores), key=self.cores.index).index(name)
-        cpu.current = NO_TASK
-        life.guest_exit(cpu.pe)
-        arm_pmuv3.reset(cpu)
+        of = core(name)
+        number = sorted(set(self.cores), key=self.cores.index).index(name)
+        world.boot_cpu(self.t.world.host.cpus[c], make_pe(of, range(64)), number)
         self.t.mhz[c] = of.mhz
         self.t.mux_at[c] = self.t.mux_ns or self.mux_ms * MS
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from pmuvisor.arch.pmu import Pe
+from pmuvisor.arch.pmu import reset as pmu_reset
 from pmuvisor.arch.sysreg import INSTRUCTION
 from pmuvisor.kvm import partitioned, pmu, vcpu
 from pmuvisor.kvm.vcpu import PARTITIONED, HostContext, Vcpu, Vm
 from pmuvisor.linux import arm_pmuv3, perf, sched
-from pmuvisor.linux.host import NO_TASK, NO_VCPU, Host
+from pmuvisor.linux.host import NO_TASK, NO_VCPU, Cpu, Host
 from pmuvisor.records import Each, LedgerCount, record
 
 
@@ -30,6 +32,19 @@ class World:
     vm_of: Annotated[list[int], Each("vcpus", 8)]
     rescheduled: LedgerCount
     """How often host events were taken off their counters, and put back on others, for a vCPU's sake."""
+
+
+def boot_cpu(cpu: Cpu, pe: Pe, number: int) -> None:
+    """Make `cpu`, which is all zero, a CPU of the host's PMU `number`, idle, as `pe`, which has been reset, has it.
+
+    `cpu.pe` may have room for more counters than `pe`: it is that of the host's largest PMU.
+    """
+    cpu.pe.core = pe.core
+    pmu_reset(cpu.pe)
+    cpu.pmu = number
+    cpu.current = NO_TASK
+    vcpu.guest_exit(cpu.pe)
+    arm_pmuv3.reset(cpu)
 
 
 # ---- the guest's counters, while it is there ---------------------------------------------------------------

@@ -29,7 +29,7 @@ from pmuvisor.kvm.vcpu import PARTITIONED, Vcpu, Vm
 from pmuvisor.kvm.world import World
 from pmuvisor.lab import run
 from pmuvisor.lab.scenario import Activity, PerfSpec, Scenario, VmSpec
-from pmuvisor.linux import activity, arm_pmuv3, perf, sched
+from pmuvisor.linux import activity, perf, sched
 from pmuvisor.linux.activity import NEVER
 from pmuvisor.linux.host import (
     ANY_CPU,
@@ -277,13 +277,8 @@ class Hosting:
         self._start_threads()
 
     def _set_up_cpu(self, c: int, core: Core) -> None:
-        cpu, made = self.host.cpus[c], make_pe(core, COUNTED_EVENTS)
-        cpu.pe.core = made.core
-        cpu.pe.mdcr_el2, cpu.pe.mdcr_el3, cpu.pe.scr_el3 = made.mdcr_el2, made.mdcr_el3, made.scr_el3
-        cpu.pmu = self.scenario.host.cores.index(core)
-        cpu.current = NO_TASK
-        vcpu.guest_exit(cpu.pe)
-        arm_pmuv3.reset(cpu)
+        pe = make_pe(core, COUNTED_EVENTS)
+        world.boot_cpu(self.host.cpus[c], pe, self.scenario.host.cores.index(core))
         self.t.mhz[c] = core.mhz
         self.t.mux_at[c] = self.scenario.host.tick
 

@@ -8,9 +8,8 @@ Run times stay below 2^40 ns, and rates below 2^23.
 
 from __future__ import annotations
 
-from pmuvisor.arch.events import CPU_CYCLES
 from pmuvisor.arch.sysreg import FILTER_NSH, FILTER_P, FILTER_U
-from pmuvisor.linux.host import NO_EVENT, STATE_ACTIVE, STATE_INACTIVE, Host, PerfContext, PerfEvent, Task
+from pmuvisor.linux.host import NO_EVENT, STATE_ACTIVE, STATE_INACTIVE, Host, PerfContext, PerfEvent
 
 MILLISECOND = 1_000_000
 PER_MILLE = 1000
@@ -26,13 +25,6 @@ def happened(rate: int, runtime: int) -> int:
 def at_el0(events: int, user: int) -> int:
     """Return how many of a task's first `events` of a kind were at EL0, `user` being their share per mille."""
     return events * user // PER_MILLE
-
-
-def rate_of(task: Task, kind: int, event: int, mhz: int) -> int:
-    """Return the rate of kind number `kind`, which is event number `event`, on a CPU of `mhz`."""
-    if event == CPU_CYCLES:
-        return mhz * 1000
-    return task.rate[kind]
 
 
 def runtime_for(rate: int, events: int) -> int:

@@ -119,13 +119,6 @@ def is_empty(ctx: PerfContext) -> bool:
     return ctx.nr_pinned + ctx.nr_flexible == 0
 
 
-def has_room(ctx: PerfContext, pinned: int) -> bool:
-    """Tell whether a context's list can take another group: its length is a size of the host."""
-    if pinned == 1:
-        return ctx.nr_pinned < len(ctx.pinned)
-    return ctx.nr_flexible < len(ctx.flexible)
-
-
 # ---- one event, one group ---------------------------------------------------------------------------------
 
 
