@@ -46,7 +46,7 @@ from pmuvisor.linux.host import (
 QUANTUM_NS = 50_000
 """How long a guest's code is executed before another CPU's turn."""
 PROGRESS_NS = 1_000_000
-"""Virtual time between two calls of `progress`."""
+"""Virtual time between two calls of `progress`, and after which what guests printed is shown."""
 
 
 # ---- results ----------------------------------------------------------------------------------------------
@@ -366,8 +366,7 @@ class Hosting:
             if self.interrupted:
                 break
             act()
-        for vm in self._vms:
-            vm.console.flush()
+        self._show_consoles()
         return self._result(time.perf_counter() - begin)
 
     def _agenda(self) -> Iterator[tuple[int, int, Callable[[], None]]]:
@@ -384,6 +383,7 @@ class Hosting:
             self._step()
             if self.t.now - shown >= PROGRESS_NS:
                 shown = self.t.now
+                self._show_consoles()
                 progress(shown)
         if self.interrupted:
             return
@@ -392,6 +392,10 @@ class Hosting:
         self.t.now = until
         for c in range(self.t.cpu_count):
             timeline.account(self.t, c, until)
+
+    def _show_consoles(self) -> None:
+        for vm in self._vms:
+            vm.console.flush()
 
     def _step(self) -> None:
         """The next event happens."""
