@@ -241,9 +241,9 @@ def task_numbers(tables: Sequence[Table], made: Sequence[Sequence[TaskSpec]]) ->
     numbers: dict[str, tuple[int, ...]] = {}
     first = 0
     for table, several in zip(tables, made, strict=True):
-        for n, task in enumerate(several):
-            numbers[task.name] = (first + n,)
         numbers[table.values["name"]] = tuple(range(first, first + len(several)))
+        if len(several) > 1:
+            numbers |= {task.name: (first + n,) for n, task in enumerate(several)}
         first += len(several)
     return numbers
 
