@@ -1,0 +1,98 @@
+"""The scenarios in examples/, each run by the command line as its reader would, and held to what its comment says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmuvisor import cli
+from pmuvisor.lab import guests
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MS = 1_000_000
+
+
+def run(name: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Run an example; return its JSON, by names: `vms`, `host_perf`."""
+    out = folder / "out.json"
+    assert cli.main(["run", str(EXAMPLES / f"{name}.toml"), "--json", str(out)]) == 0
+    shown, errors = capfd.readouterr()
+    result: dict[str, Any] = json.loads(out.read_text())
+    assert errors == ""
+    assert not result["interrupted"]
+    for key in ("vms", "host_perf"):
+        assert all(f"\n{row['name'].partition(':')[0]}" in f"\n{shown}" for row in result[key])
+        result[key] = {row["name"]: row for row in result[key]}
+    for row in result["host_perf"].values():
+        assert row["count"] <= row["true"]
+        assert row["running"] <= row["enabled"]
+        assert (row["count"] == row["true"]) or row["running"] < row["enabled"]
+    return result
+
+
+def test_every_example_is_run_here() -> None:
+    tested = {name.removeprefix("test_").replace("_", "-") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} <= tested
+    assert all(path.read_text().startswith("# ") for path in EXAMPLES.iterdir())
+
+
+def test_contention(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run("contention", tmp_path, capfd)
+    rows = result["host_perf"]
+    # Two CPUs of 2500 MHz that are never idle.
+    assert rows["everything:CPU_CYCLES"]["true"] == 2 * 500 * 2_500_000
+    assert (rows["always:INST_RETIRED"]["running"], rows["always:INST_RETIRED"]["failed"]) == (1000 * MS, 0)
+    assert rows["always:INST_RETIRED"]["count"] == sum(vm["instructions"] for vm in result["vms"].values())
+    assert (rows["host-only:INST_RETIRED"]["count"], rows["host-only:INST_RETIRED"]["true"]) == (0, 0)
+    # Six events take turns on one counter: a sixth of the time, to a turn of 4 ms on each of the CPUs.
+    for name in ("CPU_CYCLES", "INST_RETIRED", "BR_RETIRED", "MEM_ACCESS", "STALL_BACKEND"):
+        assert abs(rows[f"everything:{name}"]["running"] - 1000 * MS / 6) <= 8 * MS
+    assert sum(vm["ledger"]["loads"] for vm in result["vms"].values()) == result["host"]["switches"]
+
+
+def test_big_little(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run("big-little", tmp_path, capfd)
+    vms, rows = result["vms"], result["host_perf"]
+    assert rows["big-vm:INST_RETIRED"]["count"] == vms["big"]["instructions"]
+    instructions = sum(row["count"] for name, row in rows.items() if name.startswith("workers") and "INST" in name)
+    branches = sum(row["count"] for name, row in rows.items() if name.startswith("workers") and "BR_" in name)
+    assert 0 <= instructions * 200 // 1500 - branches <= 6  # 1500 and 200 a microsecond, rounded down for each task
+    assert [vm["status"] for vm in vms.values()] == ["running", "running"]
+
+
+def test_sampling(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = run("sampling", tmp_path, capfd)["host_perf"]
+    for name, row in rows.items():
+        period = 250_000 if name.startswith("user") else 100_000
+        # One for each period; of those that end where a turn does, the overflow is cleared before it interrupts.
+        assert row["count"] // period - row["samples"] in (range(10) if name.startswith("shared") else range(2))
+        assert row["count"] == row["true"] or name == "shared:INST_RETIRED"
+    assert rows["shared:INST_RETIRED"]["count"] < rows["shared:INST_RETIRED"]["true"]
+    # Of the run 150 ms; server-1 makes 60 % of 2000 instructions in a microsecond at EL0.
+    user = rows["user:INST_RETIRED"]
+    assert user["count"] * 1000 == user["running"] * 2000 * 0.6
+    assert 0 < user["enabled"] <= 150 * MS
+
+
+def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    vms = run("demo", tmp_path, capfd)["vms"]
+    assert [vm["status"] for vm in vms.values()] == ["poweroff", "poweroff"]
+    assert all("demo: all counts exact" in vm["console"] for vm in vms.values())
+    assert [vm["fgt"] for vm in vms.values()] == [True, False]
+    direct, trapped = (sum(n for key, n in vm["ledger"].items() if key.startswith("direct.")) for vm in vms.values())
+    assert direct > trapped == 0
+
+
+@pytest.mark.skipif(guests.cached_linux() is None, reason="no Linux guest fetched")
+def test_linux(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run("linux", tmp_path, capfd)
+    guest = result["vms"]["linux"]
+    assert guest["status"] == "poweroff"
+    assert guest["console"].count("instructions 2000004 expected 2000004 exact") == 6
+    assert guest["console"].count("every sample on its instruction") == 2
+    kernel = result["host_perf"]["guest-kernel:INST_RETIRED"]
+    assert (kernel["failed"], kernel["running"]) == (0, kernel["enabled"])
+    assert 0 < kernel["count"] == kernel["true"] < guest["instructions"]
