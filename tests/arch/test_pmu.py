@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 
@@ -607,3 +608,39 @@ def test_reset_disables_everything_and_gives_el1_all_counters() -> None:
     ]
     assert pmu.read(pe, EL1, sysreg.PMUSERENR_EL0) == 0
     assert pe.mdcr_el2 == 6
+
+
+# ---- what the architecture leaves open -------------------------------------------------------------------------------
+
+
+def overflow_across_the_ranges(pe: Pe) -> None:
+    pe.evcntr[2] = 0xFFFF_FFFF
+    pmu.pmu_event(pe, EL1, INST_RETIRED, 1)
+
+
+@pytest.mark.parametrize(
+    ("pe", "act", "choice"),
+    [
+        (make_pe(4, hpmn=9), pmu.first_range, "HPMN"),
+        (make_pe(4, fgt=0, fgt2=0), lambda pe: traps.access(pe, EL1, sysreg.pmevcntr(4), 0), "EVENT_COUNTER"),
+        (make_pe(4, hpmn=2, fgt=0, fgt2=0), lambda pe: traps.access(pe, EL1, sysreg.pmevcntr(3), 0), "EVENT_COUNTER"),
+        (chained(4, hpmn=3), overflow_across_the_ranges, "CHAIN"),
+        (make_pe(4, fgt=0, fgt2=0), lambda pe: pmu.read(pe, EL1, sysreg.PMSELR_EL0), "SEL"),
+        (make_pe(4), lambda pe: pmu.write(pe, EL1, sysreg.pmevtyper(0), 0x77), "EVENT"),
+    ],
+)
+def test_a_choice_that_was_reached_is_remembered_beside_the_others(
+    pe: Pe, act: Callable[[Pe], object], choice: str
+) -> None:
+    bit = getattr(unpredictable, f"UNPREDICTABLE_{choice}")
+    pe.selr = 4
+    for before in (0, bit, 0xFF):
+        pe.unpredictable = before
+        act(pe)
+        assert pe.unpredictable == before | bit
+
+
+def test_the_filters_of_a_common_event_do_not_make_it_another() -> None:
+    pe = make_pe(1)
+    pmu.write(pe, EL1, sysreg.pmevtyper(0), INST_RETIRED | NSH | P)
+    assert pe.unpredictable == 0

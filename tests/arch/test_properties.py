@@ -15,7 +15,7 @@ from arch import reference
 from arch.strategies import KEYS, LEVELS, VALUES, WRITES, pes
 from arch.support import (
     MASK64,
-    P4,
+    P1,
     P5,
     P9,
     evtyper_fields,
@@ -355,11 +355,25 @@ def check_register(pe: Pe, el: int, key: int, value: int) -> None:
 @given(pes(pmmir=0), st.integers(0, MASK64), st.integers(0, MASK64), st.integers(0, 0xFFF_FFFF))
 def test_what_identifies_the_pmu_reads_as_the_core_has_it(pe: Pe, ceid0: int, ceid1: int, pmmir: int) -> None:
     pe.core.pmceid0, pe.core.pmceid1, pe.core.pmmir = ceid0, ceid1, pmmir
-    upper = MASK64 if pe.core.pmuver >= P4 - 1 else 0xFFFF_FFFF  # the upper halves came with PMUv3p1, which is 4
+    upper = MASK64 if pe.core.pmuver >= P1 else 0xFFFF_FFFF
     for el in (EL0, EL1, EL2):
         assert pmu.read(pe, el, BY_NAME["PMCEID0_EL0"]) == ceid0 & upper
         assert pmu.read(pe, el, BY_NAME["PMCEID1_EL0"]) == ceid1 & upper
         assert pmu.read(pe, el, BY_NAME["PMMIR_EL1"]) == pmmir
+
+
+@settings(max_examples=100)
+@given(pes(), st.integers(0, MASK64), st.integers(0, MASK64), st.integers(0, 0x3F), st.integers(0, MASK64))
+def test_an_event_is_implemented_where_its_bit_of_pmceid_says_so(
+    pe: Pe, ceid0: int, ceid1: int, common: int, other: int
+) -> None:
+    pe.core.pmceid0, pe.core.pmceid1 = ceid0, ceid1
+    bits = (ceid0 & 0xFFFF_FFFF) | (ceid1 & 0xFFFF_FFFF) << 32
+    upper = ceid0 >> 32 | ceid1 >> 32 << 32
+    assert pmu.is_implemented(pe, common) == bits >> common & 1
+    assert pmu.is_implemented(pe, 0x4000 | common) == (upper >> common & 1 if pe.core.pmuver >= P1 else 0)
+    if other & 0xBFC0:
+        assert pmu.is_implemented(pe, other & 0xFFFF) == 0
 
 
 # ---- legal states --------------------------------------------------------------------------------------------
@@ -391,6 +405,7 @@ def test_any_sequence_of_writes_and_events_leaves_a_legal_state_and_forgets_no_c
     most = (1 << pe.core.counter_top - 1) - 1
     for turn, (el, key, value) in enumerate(writes):
         do_write(pe, el, key, value)
+        pmu.read(pe, el, BY_NAME["PMSELR_EL0"])
         amount = amounts >> turn & most
         pmu.pmu_event(pe, el, INST_RETIRED, amount)
         pmu.increment_cycle_counter(pe, pmu.count_pmu_events(pe, el), amount)
