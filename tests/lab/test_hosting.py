@@ -72,6 +72,16 @@ def test_a_session_of_a_vm_counts_on_its_threads_wherever_they_run() -> None:
     assert result.host["rescheduled"] == result.vms[0].ledger["loads"] == 40
 
 
+def test_a_session_that_opens_while_a_task_runs_does_not_keep_it_from_its_sleep() -> None:
+    task = TaskSpec(name="t", cpus=1, activity=Activity(rates=BUSY.rates, user=600, burst=2 * MS, pause=3 * MS))
+    late = perf("late", INST, cpus=1, duration=50 * MS, start=MS + 5, stop=11 * MS)
+    hosting = Hosting(scenario(50 * MS, tasks=(task,), perf=(late,)))
+    (row,) = hosting.run().host_perf
+    assert hosting.host.tasks[0].runtime == 20 * MS
+    # It runs at 0-2, 5-7 and 10-12 ms.
+    assert row.count == row.true == (MS - 5) + 2 * MS + MS
+
+
 def test_a_demo_guest_checks_its_own_counts_while_its_host_shares_its_cpus_and_counters() -> None:
     parts: dict[str, Any] = {
         "vms": (vm("a", "demo"), vm("b", "demo"), vm("c", vcpus=2)),

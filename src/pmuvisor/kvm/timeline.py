@@ -106,6 +106,8 @@ def account(t: Timeline, c: int, until: int) -> None:
         return
     task = t.world.host.tasks[current]
     task.runtime += passed
+    if task.burst != 0:
+        task.burst_left -= passed
     if task.has_code == 1:
         return
     v = task.preempt_notifier
@@ -260,7 +262,6 @@ def change_task(t: Timeline, c: int) -> None:
 def cpu_event(t: Timeline, c: int) -> None:
     """Whatever is due on CPU `c` happens now."""
     cpu = t.world.host.cpus[c]
-    before_it = t.accounted[c]
     account(t, c, t.now)
     if pmu.check_for_pmu_overflow(cpu.pe) == 1:
         t.interrupts += 1
@@ -271,11 +272,7 @@ def cpu_event(t: Timeline, c: int) -> None:
     if cpu.current != NO_TASK:
         number = cpu.current
         task = t.world.host.tasks[number]
-        sleeps = False
-        if task.burst != 0:
-            task.burst_left -= t.now - before_it
-            sleeps = task.burst_left == 0
-        if sleeps:
+        if task.burst != 0 and task.burst_left == 0:
             task.burst_left = task.burst
             sched.go_to_sleep(t.world.host, c)
             change_task(t, c)
@@ -314,9 +311,5 @@ def run_until(t: Timeline, end: int) -> None:
         happen(t)
     t.now = end
     for c in range(t.cpu_count):
-        spent = end - t.accounted[c]
         account(t, c, end)
-        current = t.world.host.cpus[c].current
-        if current != NO_TASK and t.world.host.tasks[current].burst != 0:
-            t.world.host.tasks[current].burst_left -= spent
         plan(t, c)
