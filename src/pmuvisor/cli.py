@@ -80,7 +80,7 @@ then a table of what virtualizing its PMU cost. Or run a scenario, FILE.toml: a 
 SCENARIO_SUFFIX = ".toml"
 _RUN_MORE = """Exit status: 0 the guest powered off or asked for a reset, 1 it hung, its kernel panicked or the time was
 over, 2 bad input, 130 interrupted by Ctrl-C (with the table and the JSON file all the same). A scenario takes no option
-but --json, and ends with 0 when its time is over."""
+but --json and --compile, and ends with 0 when its time is over."""
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
@@ -106,6 +106,12 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=_file,
         help="write the result as JSON; FILE -: to stdout, and the rest to stderr",
+    )
+    run.add_argument(
+        "--compile",
+        action="store_true",
+        help="a scenario without guests' code: run it as machine code, worth it for a long one; making that takes a "
+        "minute, once for scenarios of a size",
     )
     run.set_defaults(handler=functools.partial(_run, run))
 
@@ -140,7 +146,7 @@ def _conform(arguments: argparse.Namespace) -> int:
 def _check_scenario_options(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with status 2 where a scenario is run with an option that its file decides."""
     for name, value in vars(arguments).items():
-        if name not in ("command", "handler", "guest", "json") and value != run.get_default(name):
+        if name not in ("command", "handler", "guest", "json", "compile") and value != run.get_default(name):
             run.error(f"argument --{name.replace('_', '-')}: not of a scenario: expected in {arguments.guest}")
 
 
@@ -148,6 +154,8 @@ def _run(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     scenario = arguments.guest.endswith(SCENARIO_SUFFIX)
     if scenario:
         _check_scenario_options(run, arguments)
+    elif arguments.compile:
+        run.error(f"argument --compile: {arguments.guest!r} is no scenario: expected FILE{SCENARIO_SUFFIX}")
     # What the imports make is there to stay: looking through it for garbage is a third of the start-up.
     gc.disable()
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start threads for algebra that nobody does

@@ -15,24 +15,34 @@ import numba
 _SEMANTIC = ("pmuvisor.arch.", "pmuvisor.linux.", "pmuvisor.kvm.")
 
 
-def compiled(function: Callable[..., Any], *, boundscheck: bool = False, also: tuple[str, ...] = ()) -> Any:
+def compiled(
+    function: Callable[..., Any], *, boundscheck: bool = False, also: tuple[str, ...] = (), cache: bool = False
+) -> Any:
     """Return `function` compiled in numba's nopython mode.
 
     `boundscheck` makes an index out of range an IndexError, for tests. `also` names further modules, outside
-    of arch/, linux/ and kvm/, whose functions are semantic code too.
+    of arch/, linux/ and kvm/, whose functions are semantic code too. `cache` keeps the machine code of `function`, and
+    in it that of all it calls, in numba's folder (see `numba_cache.use`), whose name knows our sources but neither of a
+    function replaced at run time nor of `boundscheck`: ValueError for both together.
     """
-    return _compile(cast(types.FunctionType, function), {}, boundscheck, (*_SEMANTIC, *also))
+    if cache and boundscheck:
+        raise ValueError("cache: expected no boundscheck with it")
+    return _compile(cast(types.FunctionType, function), {}, boundscheck, (*_SEMANTIC, *also), cache)
 
 
 def _compile(
-    function: types.FunctionType, done: dict[types.FunctionType, Any], boundscheck: bool, homes: tuple[str, ...]
+    function: types.FunctionType,
+    done: dict[types.FunctionType, Any],
+    boundscheck: bool,
+    homes: tuple[str, ...],
+    cache: bool = False,
 ) -> Any:
     if function in done:
         return done[function]
     world = dict(function.__globals__)
     twin = types.FunctionType(function.__code__, world, function.__name__, function.__defaults__)
     twin.__kwdefaults__ = function.__kwdefaults__
-    made = done[function] = numba.njit(twin, boundscheck=boundscheck)
+    made = done[function] = numba.njit(twin, boundscheck=boundscheck, cache=cache)
     names = function.__code__.co_names
     for name in names:
         called = world.get(name)

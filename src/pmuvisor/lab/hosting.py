@@ -28,6 +28,7 @@ from pmuvisor.kvm.timeline import Timeline
 from pmuvisor.kvm.vcpu import PARTITIONED, Vcpu, Vm
 from pmuvisor.kvm.world import World
 from pmuvisor.lab import run
+from pmuvisor.lab.compiled_host import CompiledHost
 from pmuvisor.lab.scenario import Activity, PerfSpec, Scenario, VmSpec
 from pmuvisor.linux import activity, perf, sched
 from pmuvisor.linux.activity import NEVER
@@ -212,9 +213,17 @@ class _Vm:
 
 
 class Hosting:
-    """A scenario, ready to run. Raises what `run.prepare` raises, before anything has been started."""
+    """A scenario, ready to run. Raises what `run.prepare` raises, before anything has been started.
 
-    def __init__(self, scenario: Scenario, show: Callable[[str, bytes], None] | None = None) -> None:
+    `compiled` runs it as machine code (lab/compiled_host.py), with the same results: RequestError for a scenario with a
+    guest that has code.
+    """
+
+    def __init__(
+        self, scenario: Scenario, show: Callable[[str, bytes], None] | None = None, *, compiled: bool = False
+    ) -> None:
+        if compiled:
+            _check_no_code(scenario)
         self.scenario = scenario
         self.interrupted = False
         """Set, from a signal handler too, to end the run."""
@@ -230,6 +239,7 @@ class Hosting:
         self._opened: dict[str, list[tuple[str, list[int]]]] = {}
         self._closed: dict[str, list[SessionResult]] = {}
         self._set_up(show)
+        self._compiled = CompiledHost(self.t, self._sizes()) if compiled else None
 
     # ---- building ----
 
@@ -378,13 +388,10 @@ class Hosting:
 
     def _advance(self, until: int, progress: Callable[[int], None]) -> None:
         """Let everything happen that is due before `until`, and bring all CPUs to that time."""
-        shown = self.t.now
-        while self.t.due[self.t.queue[0]] < until and not self.interrupted:
-            self._step()
-            if self.t.now - shown >= PROGRESS_NS:
-                shown = self.t.now
-                self._show_consoles()
-                progress(shown)
+        if self._compiled is not None:
+            self._compiled.happen_until(until, lambda now: self._goes_on(now, progress))
+        else:
+            self._happen_until(until, progress)
         if self.interrupted:
             return
         for c in range(self.t.cpu_count):
@@ -396,6 +403,19 @@ class Hosting:
     def _show_consoles(self) -> None:
         for vm in self._vms:
             vm.console.flush()
+
+    def _happen_until(self, until: int, progress: Callable[[int], None]) -> None:
+        shown = self.t.now
+        while self.t.due[self.t.queue[0]] < until and not self.interrupted:
+            self._step()
+            if self.t.now - shown >= PROGRESS_NS:
+                shown = self.t.now
+                self._show_consoles()
+                progress(shown)
+
+    def _goes_on(self, now: int, progress: Callable[[int], None]) -> bool:
+        progress(now)
+        return not self.interrupted
 
     def _step(self) -> None:
         """The next event happens."""
@@ -647,6 +667,12 @@ class Hosting:
         if self.interrupted:
             return str(Status.EXIT), "interrupted"
         return "running", "the scenario's time was over"
+
+
+def _check_no_code(scenario: Scenario) -> None:
+    for spec in scenario.vms:
+        if spec.activity is None:
+            raise run.RequestError(f"compile: vm {spec.name} runs {spec.guest}: expected busy, a guest without code")
 
 
 def _ledger(vcpus: list[Vcpu]) -> dict[str, int]:

@@ -63,7 +63,9 @@ def run_scenario(arguments: argparse.Namespace) -> int:
     path, people = _where_to(arguments.json)
     screen = _Screen(scenario, people)
     with _ctrl_c() as started:
-        hosting = Hosting(scenario, screen.show)
+        if arguments.compile:
+            screen.say("compiling")
+        hosting = Hosting(scenario, screen.show, compiled=arguments.compile)
         started(hosting)
         result = hosting.run(screen.progress)
     screen.close()
@@ -119,9 +121,15 @@ class _Screen:
 
     def progress(self, now: int) -> None:
         """Say how far it is, now and then."""
-        if sys.stderr.isatty() and time.monotonic() - self._shown_at > _PROGRESS_SECONDS:
+        if time.monotonic() - self._shown_at > _PROGRESS_SECONDS:
             self._shown_at = time.monotonic()
-            print(f"\r{100 * now // self._scenario.duration} %", end="", file=sys.stderr, flush=True)
+            self.say(f"{100 * now // self._scenario.duration} %")
+
+    def say(self, what: str) -> None:
+        """Say on a terminal, in its last line, what is going on."""
+        if sys.stderr.isatty():
+            self._clear()
+            print(f"\r{what}", end="", file=sys.stderr, flush=True)
             self._below = True
 
     def close(self) -> None:
@@ -133,7 +141,7 @@ class _Screen:
 
     def _clear(self) -> None:
         if self._below:
-            print("\r     \r", end="", file=sys.stderr, flush=True)
+            print("\r         \r", end="", file=sys.stderr, flush=True)
             self._below = False
 
 
