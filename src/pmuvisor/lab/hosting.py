@@ -79,10 +79,10 @@ class VmResult:
 
 @dataclasses.dataclass(frozen=True)
 class SessionResult:
-    """One event of a perf session, over all CPUs or threads that it was opened on."""
+    """One event of a perf session on one kind of core, over all CPUs or threads that it was opened on."""
 
     name: str
-    """SESSION:EVENT."""
+    """SESSION:EVENT, or SESSION:CORE/EVENT/ where the session is on several kinds of cores."""
     count: int
     true: int
     """What happened, while it was enabled, of what it is to count."""
@@ -535,15 +535,22 @@ class Hosting:
     # ---- perf sessions ----
 
     def _open_session(self, spec: PerfSpec) -> None:
-        events: dict[str, list[int]] = {}
+        rows: dict[tuple[int, int, int], tuple[str, list[int]]] = {}
         for target in self._places_of(spec):
-            for group in spec.groups:
+            for g, group in enumerate(spec.groups):
                 leader = NO_EVENT
-                for of in group:
+                for e, of in enumerate(group):
                     number = self._open(spec, of.number, leader, target)
                     leader = number if leader == NO_EVENT else leader
-                    events.setdefault(of.name, []).append(number)
-        self._opened[spec.name] = list(events.items())
+                    row = rows.setdefault((g, e, target[0]), (self._row_name(spec, of.name, target[0]), []))
+                    row[1].append(number)
+        self._opened[spec.name] = [rows[place] for place in sorted(rows)]
+
+    def _row_name(self, spec: PerfSpec, event: str, pmu_number: int) -> str:
+        """Return SESSION:EVENT; where the session is on cores of several kinds, with the core, as perf names a PMU."""
+        if len(spec.cores) == 1:
+            return f"{spec.name}:{event}"
+        return f"{spec.name}:{self.scenario.host.cores[pmu_number].name}/{event}/"
 
     def _places_of(self, spec: PerfSpec) -> list[tuple[int, int, int]]:
         """Return the PMU, CPU and task of each place where a session opens its groups."""
@@ -582,7 +589,7 @@ class Hosting:
         for _, numbers in self._opened[spec.name]:
             for number in numbers:
                 self._with_its_cpu(self.host.events[number], lambda n=number: self._read(n))  # type: ignore[misc]
-        self._closed[spec.name] = [self._session_result(spec.name, *item) for item in self._opened[spec.name]]
+        self._closed[spec.name] = [self._session_result(*row) for row in self._opened[spec.name]]
         for _, numbers in self._opened[spec.name]:
             for number in numbers:
                 event = self.host.events[number]
@@ -594,10 +601,10 @@ class Hosting:
     def _remove(self, number: int) -> None:
         perf.perf_remove_from_context(self.host, number, self.t.now)
 
-    def _session_result(self, session: str, event: str, numbers: list[int]) -> SessionResult:
+    def _session_result(self, name: str, numbers: list[int]) -> SessionResult:
         of = [self.host.events[number] for number in numbers]
         return SessionResult(
-            name=f"{session}:{event}",
+            name=name,
             count=sum(e.count for e in of),
             true=sum(e.true for e in of),
             enabled=sum(e.total_time_enabled for e in of),

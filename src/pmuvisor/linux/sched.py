@@ -1,8 +1,8 @@
 """The scheduler: which task runs on which CPU, for how long.
 
-A model, not kernel/sched/fair.c: tasks of equal weight take turns on their CPU in slices, a CPU that runs dry pulls
-from the longest queue, and a task that wakes goes to an idle CPU if there is one that it may use. What matters here is
-what the rest of the kernel sees of it: the order of a switch (prepare_task_switch, finish_task_switch), and that a task
+A model, not kernel/sched/fair.c: tasks of equal weight take turns on their CPU in slices, a CPU between two tasks takes
+one from a longer queue, and a task that wakes goes where the fewest are that it may use. What matters here is what the
+rest of the kernel sees of it: the order of a switch (prepare_task_switch, finish_task_switch), and that a task
 can be preempted at any time, put to sleep, and found again on another CPU, of another kind of core.
 
 Who leaves and who comes is returned, so that KVM, above, can put and load the vCPU that a thread runs.
@@ -75,22 +75,19 @@ def dequeue_movable(host: Host, c: int, to: int) -> int:
 
 
 def select_task_rq(host: Host, number: int) -> int:
-    """State select_task_rq(): the CPU for a task that wakes: its last one if that is idle, else an idle one, else its
-    last one, else the one with the fewest tasks; of those that it may use.
+    """State select_task_rq(): the CPU for a task that wakes.
+
+    Of those that it may use, the one with the fewest tasks; of equals the one where it was last, or else the lowest.
     """
     task = host.tasks[number]
     best = ANY_CPU
     if allowed(task, task.cpu):
         best = task.cpu
-    if best != ANY_CPU and nr_running(host, best) == 0:
-        return best
     for c in range(len(host.cpus)):
-        if allowed(task, c):
-            running = nr_running(host, c)
-            if running == 0:
-                return c
-            if not allowed(task, task.cpu) and (best == ANY_CPU or running < nr_running(host, best)):
-                best = c
+        if best != ANY_CPU and nr_running(host, best) == 0:
+            break
+        if allowed(task, c) and (best == ANY_CPU or nr_running(host, c) < nr_running(host, best)):
+            best = c
     return best
 
 
@@ -98,29 +95,32 @@ def try_to_wake_up(host: Host, number: int) -> int:
     """State try_to_wake_up(): a sleeping task becomes runnable. Return the CPU in whose queue it is."""
     c = select_task_rq(host, number)
     host.tasks[number].state = TASK_RUNNABLE
+    host.tasks[number].migrations += int(host.tasks[number].cpu != c)
     enqueue_task(host, c, number)
     return c
 
 
-def newidle_balance(host: Host, c: int) -> int:
-    """State newidle_balance(): CPU `c` has nothing to run, and takes a task from the longest queue that has one for it.
-
-    Return the task, or NO_TASK.
+def load_balance(host: Host, c: int) -> None:
+    """State load_balance() and newidle_balance(): CPU `c`, between two tasks, takes one from the longest queue that has
+    one for it, if that is longer than its own: no CPU has two tasks more than another for long.
     """
-    tried = 0
+    tried = NO_TASK
     while True:
         busiest = ANY_CPU
+        longest = host.cpus[c].nr_queued
         for other in range(len(host.cpus)):
-            longest = host.cpus[busiest].nr_queued if busiest != ANY_CPU else 0
             queued = host.cpus[other].nr_queued
-            if queued > longest and (tried == 0 or queued < tried):
+            if queued > longest and queued < tried:
                 busiest = other
+                longest = queued
         if busiest == ANY_CPU:
-            return NO_TASK
+            return
         number = dequeue_movable(host, busiest, c)
         if number != NO_TASK:
-            return number
-        tried = host.cpus[busiest].nr_queued
+            host.tasks[number].migrations += 1
+            enqueue_task(host, c, number)
+            return
+        tried = longest
 
 
 # ---- a switch ---------------------------------------------------------------------------------------------
@@ -144,18 +144,12 @@ def sched_in(host: Host, c: int, now: int) -> int:
 
     Return the task, whose vCPU KVM now loads; NO_TASK where the CPU stays idle.
     """
-    number = NO_TASK
-    if host.cpus[c].nr_queued != 0:
-        number = dequeue_first(host, c)
-    else:
-        number = newidle_balance(host, c)
-    if number != NO_TASK:
-        task = host.tasks[number]
-        if task.cpu != c:
-            task.migrations += 1
-        task.cpu = c
-        host.cpus[c].switches += 1
-        perf.perf_event_task_sched_in(host, c, number, now)
+    load_balance(host, c)
+    if host.cpus[c].nr_queued == 0:
+        return NO_TASK
+    number = dequeue_first(host, c)
+    host.cpus[c].switches += 1
+    perf.perf_event_task_sched_in(host, c, number, now)
     return number
 
 
