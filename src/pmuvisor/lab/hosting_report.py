@@ -48,6 +48,13 @@ def _vms(vms: tuple[VmResult, ...]) -> Table | None:
     return tables.table(("VM", "vCPUs", "instructions", "on CPUs", "loads", "migrations"), rows)
 
 
+def _place(row: SessionResult) -> str:
+    """Return the session that a row is of, and the kind of core where there are several."""
+    session, _, event = row.name.rpartition(":")
+    core = event.partition("/")[0] if "/" in event else ""
+    return f"{session} on {core}" if core else session
+
+
 def _sessions(sessions: tuple[SessionResult, ...]) -> Table | None:
     """Return for each event how often it was counted and happened, for how long, and by how much scaling is off."""
     if not sessions:
@@ -57,8 +64,11 @@ def _sessions(sessions: tuple[SessionResult, ...]) -> Table | None:
     for name in ("count", "true", "ms", "running", "error"):
         table.add_column(name, justify="right", no_wrap=True)
     before = ""
+    order: dict[str, int] = {}
     for row in sessions:
-        session, _, event = row.name.rpartition(":")
+        order.setdefault(_place(row), len(order))
+    for row in sorted(sessions, key=lambda row: order[_place(row)]):
+        session, event = _place(row), row.name.rpartition(":")[2].rstrip("/").rpartition("/")[2]
         if session != before:
             table.add_row(before := session)
         table.add_row(
