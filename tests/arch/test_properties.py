@@ -171,8 +171,8 @@ def test_nothing_read_below_el2_tells_of_the_second_range(pe: Pe, other: Pe, el:
 # ---- traps ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200)
-@given(st.one_of(pes(), RECENT))
+@settings(max_examples=250)
+@given(st.one_of(pes(), pes(pmuver=P9), RECENT))
 def test_an_access_goes_where_the_registers_page_says(pe: Pe) -> None:
     for key in PMU_KEYS:
         for el in (EL0, EL1, EL2):

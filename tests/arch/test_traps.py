@@ -8,7 +8,7 @@ from arch.support import MASK64, P1, P4, P5, P9, make_pe
 from pmuvisor.arch import sysreg
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.sysreg import BY_NAME, PMU_KEYS, name_of, pmevcntr, pmevtyper
-from pmuvisor.arch.traps import ALLOWED, TRAP_EL1, TRAP_EL2, UNDEFINED, access, is_pmu_register
+from pmuvisor.arch.traps import ALLOWED, TRAP_EL1, TRAP_EL2, TRAP_EL3, UNDEFINED, access, is_pmu_register
 from pmuvisor.arch.unpredictable import UNPREDICTABLE_EVENT_COUNTER
 
 EL0, EL1, EL2 = 0, 1, 2
@@ -219,6 +219,15 @@ def test_the_second_fine_grained_traps_are_inverted(bit: int, name: str) -> None
             assert everywhere(pe, key) == expected, name_of(key)
 
 
+def test_without_fgt2_its_registers_trap_nothing() -> None:
+    pe = make_pe(6, P9, fgt2=0)
+    for key, write in ((sysreg.PMUACR_EL1, READ), (sysreg.PMUACR_EL1, WRITE), (sysreg.PMZR_EL0, WRITE)):
+        assert access(pe, EL1, key, write) == ALLOWED
+        pe.core.fgt2 = 1
+        assert access(pe, EL1, key, write) == TRAP_EL2
+        pe.core.fgt2 = 0
+
+
 def test_fine_grained_traps_need_their_feature_and_spare_host_processes() -> None:
     for fgt, tge, where in ((1, 0, TRAP_EL2), (0, 0, ALLOWED), (1, 1, ALLOWED)):
         pe = make_pe(6, fgt=fgt)
@@ -289,6 +298,10 @@ def test_a_host_process_reaches_the_first_range_only() -> None:
     pe = make_pe(6, hpmn=4)
     pe.tge, pe.userenr = 1, EN
     assert [access(pe, EL0, pmevcntr(n), READ) for n in range(6)] == [ALLOWED] * 4 + [TRAP_EL2] * 2
+
+
+def test_the_places_that_an_access_can_go_are_told_apart() -> None:
+    assert len({ALLOWED, UNDEFINED, TRAP_EL1, TRAP_EL2, TRAP_EL3}) == 5
 
 
 # ---- syndromes ------------------------------------------------------------------------------------------------------
