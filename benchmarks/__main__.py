@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import access, compute, linux, overflow, report
+from benchmarks import access, compute, host, linux, overflow, report
 from benchmarks.figures import Benchmark, Options, Section
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "linux": linux.measure,
     "access": access.measure,
     "overflow": overflow.measure,
+    "host": host.measure,
 }
 
 
@@ -40,12 +41,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", metavar="N", type=_rounds, default=3, help="repeat each N times (default: 3)")
     parser.add_argument("--scale", metavar="F", type=_positive, default=1.0, help="do F times the work (default: 1)")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures to FILE too")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw what an event of `host` costs, as SVG")
     return parser
 
 
 def main() -> None:
     """Measure what was asked for."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.plot is not None and "host" not in (arguments.only or BENCHMARKS):
+        parser.error("argument --plot: expected host to be measured")
     options = Options(arguments.rounds, arguments.scale)
     about = report.machine()
     sections: list[Section] = []
@@ -54,6 +59,9 @@ def main() -> None:
             print(f"measuring: {name}", file=sys.stderr)
             sections.append(measure(options))
     report.show(sections, about, options, sys.stdout)
+    for section in sections:
+        if arguments.plot is not None and section.plot is not None:
+            section.plot(arguments.plot)
     if arguments.json is not None:
         told = {"machine": about, "rounds": options.rounds, "scale": options.scale}
         told |= {"benchmarks": {section.name: section.as_json() for section in sections}}

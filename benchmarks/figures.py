@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -64,6 +65,8 @@ class Section:
     title: str
     how: str
     figures: list[Figure] = field(default_factory=list)
+    plot: Callable[[Path], None] | None = None
+    """Draws the figures into a file, where they are worth it."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the section as an object for JSON."""

@@ -22,7 +22,7 @@ WIDTH = 80
 
 def machine() -> dict[str, str]:
     """What the figures are of: processor, Python, versions."""
-    versions = {name: importlib.metadata.version(name) for name in ("unicorn", "numba", "numpy")}
+    versions = {name: importlib.metadata.version(name) for name in ("unicorn", "numba", "numpy", "simpy")}
     return {
         "processor": f"{_processor()}, {os.cpu_count()} CPUs, {platform.system()} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -44,12 +44,14 @@ def _processor() -> str:
 def show(sections: Sequence[Section], about: dict[str, str], options: Options, file: TextIO) -> None:
     """Print all figures as one table, and under it how each came about."""
     console = Console(file=file, highlight=False, width=WIDTH)
-    console.print(f"{about['processor']}\n{_versions(about)}\npeer: {about['peer']}", markup=False)
+    console.print(
+        f"{about['processor']}\n{_versions(about)}\npeers: {about['peer']}; SimPy {about['simpy']}", markup=False
+    )
     work = "" if options.scale == 1 else f", {options.scale:g} of the usual work"
-    console.print(f"median of {options.rounds} rounds{work}; ratio: pmuvisor to QEMU", markup=False)
+    console.print(f"median of {options.rounds} rounds{work}; ratio: pmuvisor to peer", markup=False)
     table = Table(box=box.SIMPLE_HEAD, width=WIDTH, padding=(0, 1, 0, 0))
     table.add_column("", ratio=1)
-    for heading in ("pmuvisor", "QEMU", "ratio"):
+    for heading in ("pmuvisor", "peer", "ratio"):
         table.add_column(heading, justify="right", no_wrap=True)
     for section in sections:
         table.add_section()

@@ -84,7 +84,7 @@ def test_a_guest_that_has_code_is_refused(guest: str) -> None:
         Hosting(scenario(MS, vms=(vm("b"), vm("x", guest))), compiled=True)
 
 
-@given(st.fixed_dictionaries({name: st.integers(1, 5000) for name in compiled_host.ROOM}), st.integers(2, 16))
+@given(st.fixed_dictionaries({name: st.integers(1, 5000) for name in compiled_host.ROOM[0]}), st.integers(2, 16))
 def test_there_is_room_for_everything(numbers: dict[str, int], kinds: int) -> None:
     sizes = SIZES | numbers | {"kinds": kinds, "cpu_words": (numbers["cpus"] + 31) // 32}
     sizes |= {"entries": numbers["cpus"] + numbers["tasks"], "executed": numbers["vcpus"] * kinds}

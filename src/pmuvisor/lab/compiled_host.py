@@ -24,9 +24,12 @@ from pmuvisor.linux.activity import NEVER
 
 CHUNK = 20_000
 """How much happens between two calls of CPython: some 20 ms."""
-ROOM = {"cpus": 16, "tasks": 64, "events": 256, "context_events": 64, "vms": 16, "vcpus": 64}
-"""The least room of a row; what does not fit gets `GROWTH` times as much until it does."""
-GROWTH = 8
+ROOM = (
+    {"cpus": 16, "tasks": 64, "events": 256, "context_events": 64, "vms": 16, "vcpus": 64},
+    {"cpus": 128, "tasks": 512, "events": 2048, "context_events": 256, "vms": 128, "vcpus": 512},
+    {"cpus": 128, "tasks": 4096, "events": 16384, "context_events": 1024, "vms": 4096, "vcpus": 4096},
+)
+"""What rows have room for; a host that fits into none gets a layout of its own. What is not used costs no memory."""
 MAX_EVENT_COUNTERS = 31
 
 
@@ -37,16 +40,13 @@ def happen_until(t: Timeline, end: int, happenings: int) -> None:
 
 
 def room_for(sizes: records.Sizes) -> dict[str, int]:
-    """Return sizes at which everything of a timeline of `sizes` has its place, the same for as many as possible.
+    """Return sizes at which everything of a timeline of `sizes` has its place, the same for many hosts.
 
     What is beyond stays idle: a CPU on which no task may run, an entry that is never due. How many kinds of events
     there are is how often the code of a kind runs: that is left as it is.
     """
-    room = dict(sizes)
-    for name, least in ROOM.items():
-        room[name] = least
-        while room[name] < sizes[name]:
-            room[name] *= GROWTH
+    fitting = [of for of in ROOM if all(sizes[name] <= number for name, number in of.items())]
+    room = {**sizes, **fitting[0]} if fitting else dict(sizes)
     room["cpu_words"] = (room["cpus"] + 31) // 32
     room["event_counters"] = MAX_EVENT_COUNTERS
     room["entries"] = room["cpus"] + room["tasks"]
