@@ -57,6 +57,11 @@ def test_system_instructions_have_op0_of_1() -> None:
     assert sysreg.name_of(sysreg.encode(0, 3, 7, 4, 1)) == "S4_3_C7_C4_1"
 
 
+def test_a_trapped_system_instruction_has_its_own_op0_in_the_syndrome() -> None:
+    # dc cisw, x3: op0 1 at bit 20, op2 2 at 17, op1 0 at 14, CRn 7 at 10, Rt 3 at 5, CRm 14 at 1, a write
+    assert sysreg.sys64_iss(sysreg.encode(1, 0, 7, 14, 2), 3, 1) == 1 << 20 | 2 << 17 | 7 << 10 | 3 << 5 | 14 << 1
+
+
 FIELDS = {
     "PMCR": ({"E": 0, "P": 1, "C": 2, "D": 3, "X": 4, "DP": 5, "LC": 6, "LP": 7, "FZO": 9}, {}),
     "PMUSERENR": ({"EN": 0, "SW": 1, "CR": 2, "ER": 3, "UEN": 4, "IR": 5, "TID": 6}, {}),
