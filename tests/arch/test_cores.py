@@ -1,14 +1,27 @@
 """The data file of cores, what it may say, and what cannot be a core."""
 
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pmuvisor.arch import events, pmu
-from pmuvisor.arch.cores import COMMON_EVENTS, FIGURES, Core, CoreError, core, cores, events_as_text, make_pe, parse
-from pmuvisor.arch.sysreg import PMCEID0_EL0, PMCEID1_EL0, PMCR_EL0, PMMIR_EL1
+from pmuvisor.arch.cores import (
+    COMMON_EVENTS,
+    FIGURES,
+    PMU_VERSIONS,
+    Core,
+    CoreError,
+    Source,
+    core,
+    cores,
+    events_as_text,
+    make_pe,
+    parse,
+)
+from pmuvisor.arch.sysreg import PMCCNTR_EL0, PMCEID0_EL0, PMCEID1_EL0, PMCR_EL0, PMEVCNTR0_EL0, PMMIR_EL1
 
 PLAIN = Core(
     name="plain",
@@ -156,6 +169,23 @@ def test_pmceid_shows_an_event_where_both_core_and_machine_count_it(name: str, c
         ({"pmmir": 8, "pmuver": 4}, "pmmir: expected 0: .* FEAT_PMUv3p4"),
         ({"implementer": 0x41, "pmuver": 7}, "implementer: expected 0, .* FEAT_PMUv3p7"),
         ({"idcode": 1, "pmuver": 9}, "implementer: expected 0, and idcode 0"),
+        ({"pmuver": True}, r"pmuver True: expected one of \[0, 1, 4, "),
+        ({"pmuver": 16}, r"pmuver 16: expected one of \[0, 1, 4, "),
+        ({"idcode": 0x100}, "idcode 0x100: expected 0x0 to 0xff"),
+        ({"midr": 0x1_410F_D000}, "midr 0x1410fd000: expected 0x0 to 0xffffffff"),
+        ({"pmmir": 0x1000_0000}, "pmmir 0x10000000: expected 0x0 to 0xfffffff, or fields of slots, "),
+        ({"mhz": 100_001}, "mhz 100001: expected 0 to 100000"),
+        ({"product": 5}, "product 5: expected the name"),
+        ({"events": [0x08]}, r"events \[8\]: expected ascending common events"),
+        ({"events": (True,)}, r"events \(True,\): expected ascending common events"),
+        ({"events": (0x08, 0x08)}, r"events \(8, 8\): expected ascending common events"),
+        ({"translated": [(0x11, 1)]}, "translated .*: expected pairs"),
+        ({"translated": ([0x11, 1],)}, "translated .*: expected pairs"),
+        ({"translated": ((0x11, 1, 2),)}, "translated .*: expected pairs"),
+        ({"translated": ((0x40, 1),)}, "translated .*: expected pairs"),
+        ({"translated": ((0x22, 1), (0x11, 1))}, "translated .*: expected pairs"),
+        ({"translated": ((0x11, -1),)}, "translated .*: expected pairs"),
+        ({"translated": ((0x11, True),)}, "translated .*: expected pairs"),
     ],
 )
 def test_a_core_that_the_architecture_does_not_have_is_refused(change: dict[str, object], said: str) -> None:
@@ -170,11 +200,50 @@ def test_a_core_that_the_architecture_does_not_have_is_refused(change: dict[str,
         {"pmuver": 6, "implementer": 0x41, "idcode": 0xFF},
         {"pmuver": 5, "pmmir": 8},
         {"event_counters": 31, "events": ()},
+        {"event_counters": 0, "events": (0x00, 0x3F, 0x4000, 0x403F)},
+        {"idcode": 0xFF, "midr": 0xFFFF_FFFF, "mhz": 100_000, "spe": 6},
+        {"pmuver": 9, "pmmir": 0xFFF_FFFF},
+        {"pmuver": 1, "fgt": False},
+        {"pmuver": 6, "translated": ((0x11, 0), (0x22, 0xFF))},
     ],
 )
 def test_a_core_at_the_edge_of_what_the_architecture_has_is_taken(change: dict[str, object]) -> None:
     of = dataclasses.replace(PLAIN, **change)  # type: ignore[arg-type]
     assert make_pe(of, [events.CPU_CYCLES]).core.pmuver == of.pmuver
+
+
+def test_what_is_not_said_is_not_there() -> None:
+    assert (PLAIN.implementer, PLAIN.idcode, PLAIN.pmmir, PLAIN.translated) == (0, 0, 0, ())
+    assert (PLAIN.hpmn0, PLAIN.icntr, PLAIN.mt) == (False, False, False)
+    assert not Source("a manual").assumed
+
+
+def test_a_core_can_be_a_key_whatever_its_sources() -> None:
+    assert {PLAIN: 1}[dataclasses.replace(PLAIN)] == 1
+    assert hash(core("max")) == hash(dataclasses.replace(core("max"), sources=PLAIN.sources))
+
+
+@pytest.mark.parametrize(("pmuver", "pmuv3"), [(0, False), (1, True), (9, True), (15, False)])
+def test_a_core_without_a_pmu_and_one_of_its_own_have_no_pmuv3(pmuver: int, pmuv3: bool) -> None:
+    assert dataclasses.replace(PLAIN, pmuver=pmuver).pmuv3 == pmuv3
+
+
+def test_versions_and_common_events_are_the_manuals() -> None:
+    assert set(PMU_VERSIONS) == {0, 1, 4, 5, 6, 7, 8, 9, 15}
+    assert set(COMMON_EVENTS) == {*range(0x40), *range(0x4000, 0x4040)}
+
+
+def test_the_counters_of_a_pe_have_64_bits_and_overflow_at_32() -> None:
+    pe = make_pe(dataclasses.replace(PLAIN, aarch32=True), [])
+    for key in (PMEVCNTR0_EL0, PMCCNTR_EL0):
+        pmu.write(pe, 2, key, (1 << 64) - 1)
+        assert pmu.read(pe, 2, key) == (1 << 64) - 1
+    assert pe.core.half_bits == 32
+    assert [pmu.counter_room(pe, n) for n in (0, 31)] == [1, 1]
+    pmu.write(pe, 2, PMCR_EL0, 1 << 6 | 1 << 7)  # LC and LP: at 64
+    pmu.write(pe, 2, PMEVCNTR0_EL0, (1 << 63) + 5)
+    pmu.write(pe, 2, PMCCNTR_EL0, (1 << 64) - 7)
+    assert [pmu.counter_room(pe, n) for n in (0, 31)] == [1 << 62, 7]
 
 
 # ---- what the file may not say -------------------------------------------------------------------------------------
@@ -242,6 +311,11 @@ def test_a_file_is_read_with_the_source_of_each_figure() -> None:
             "slots = 256",
             "pmmir {'slots': 256, 'bus_width': 3}: expected 0x0 to 0xfffffff, or fields of slots, ",
         ),
+        ('"0x0 0x8-0xa 0x4000"', "[8]", "core good: events [8]: expected ascending common events"),
+        ('about = "A core"', "about = 5", "core good: expected a table of the text 'about' and of tables 'figures'"),
+        ('source = "a manual"', "source = 5", "core good: source 5: expected a text"),
+        ("pmuver = 6", "pmuver = 0", "core good: implementer: expected none in a core without PMUv3"),
+        ("slots = 5", "slots = true", "pmmir {'slots': True, 'bus_width': 3}: expected 0x0 to 0xfffffff, or fields of"),
         ("slots = 5", "lots = 5", "pmmir {'lots': 5, 'bus_width': 3}: expected 0x0 to 0xfffffff, or fields of slots, "),
         ('about = "A core"\n', "", "core good: expected a table of the text 'about' and of tables 'figures'"),
         ("[[good.figures]]", "[[good.figure]]", "core good: expected a table of the text 'about' and of tables"),
@@ -255,6 +329,44 @@ def test_a_file_that_says_something_else_is_refused_in_one_line(old: str, new: s
     assert str(refused.value).startswith("x.toml: ")
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("figures", ["3", "[3]"])
+def test_figures_that_are_no_table_are_refused(figures: str) -> None:
+    with pytest.raises(CoreError, match="core x: figures: expected each group to have one 'source' or one"):
+        parse(f'[x]\nabout = "a"\nfigures = {figures}\n', "x.toml")
+
+
+FOREIGN = re.sub("(implementer|idcode|hpmn0|icntr|mt|pmmir|events) = .*\n", "", GOOD).replace(
+    "pmuver = 6", "pmuver = 15"
+)
+
+
+def test_a_core_without_pmuv3_has_its_translation_and_one_table_of_figures_is_enough() -> None:
+    foreign = FOREIGN.replace("[[good.figures]]\nassum", "translated = [[0x11, 2], [0x22, 3]]\n[[good.figures]]\nassum")
+    assert parse(foreign, "x.toml")["good"].translated == ((0x11, 2), (0x22, 3))
+    one = GOOD.replace('[[good.figures]]\nassumption = """no\nbetter one"""\n', "").replace("[[good", "[good")
+    assert parse(one.replace("figures]]", "figures]"), "x.toml")["good"].mhz == 1500
+
+
+@pytest.mark.parametrize("translated", ['"x"', "[5]", "[[0x11]]", "5"])
+def test_a_translation_of_another_form_is_refused(translated: str) -> None:
+    with pytest.raises(CoreError, match=r"^x.toml: core good: translated [^\n]*: expected pairs of a common event"):
+        parse(FOREIGN.replace("spe = 1", f"spe = 1\ntranslated = {translated}"), "x.toml")
+
+
+PMMIR = {"slots": (0, 8), "bus_slots": (8, 8), "bus_width": (16, 4), "thwidth": (20, 4), "edge": (24, 4)}
+"""PMMIR_EL1: the lowest bit and the width of each field (Arm ARM D24.5)."""
+
+
+@pytest.mark.parametrize("field", PMMIR)
+def test_a_field_of_pmmir_is_where_its_page_has_it(field: str) -> None:
+    lowest, width = PMMIR[field]
+    most = (1 << width) - 1
+    pmmir = GOOD.replace("slots = 5, bus_width = 3", f"{field} = {most}")
+    assert parse(pmmir, "x.toml")["good"].pmmir == most << lowest
+    with pytest.raises(CoreError, match="expected 0x0 to 0xfffffff, or fields of slots, "):
+        parse(pmmir.replace(f"{most} }}", f"{most + 1} }}"), "x.toml")
 
 
 @given(st.sets(st.sampled_from(COMMON_EVENTS)))
