@@ -235,10 +235,11 @@ def test_versions_and_common_events_are_the_manuals() -> None:
 
 def test_the_counters_of_a_pe_have_64_bits_and_overflow_at_32() -> None:
     pe = make_pe(dataclasses.replace(PLAIN, aarch32=True), [])
+    assert (pe.core.half_bits, pe.core.half_mask) == (32, 0xFFFF_FFFF)
+    assert (pe.core.counter_mask, pe.core.counter_top) == (0xFFFF_FFFF_FFFF_FFFF, 63)
     for key in (PMEVCNTR0_EL0, PMCCNTR_EL0):
         pmu.write(pe, 2, key, (1 << 64) - 1)
         assert pmu.read(pe, 2, key) == (1 << 64) - 1
-    assert pe.core.half_bits == 32
     assert [pmu.counter_room(pe, n) for n in (0, 31)] == [1, 1]
     pmu.write(pe, 2, PMCR_EL0, 1 << 6 | 1 << 7)  # LC and LP: at 64
     pmu.write(pe, 2, PMEVCNTR0_EL0, (1 << 63) + 5)
@@ -367,6 +368,34 @@ def test_a_field_of_pmmir_is_where_its_page_has_it(field: str) -> None:
     assert parse(pmmir, "x.toml")["good"].pmmir == most << lowest
     with pytest.raises(CoreError, match="expected 0x0 to 0xfffffff, or fields of slots, "):
         parse(pmmir.replace(f"{most} }}", f"{most + 1} }}"), "x.toml")
+
+
+def test_all_fields_of_pmmir_can_be_given_and_the_last_event_too() -> None:
+    whole = GOOD.replace("slots = 5, bus_width = 3", "slots = 1, bus_slots = 2, bus_width = 3, thwidth = 4, edge = 5")
+    of = parse(whole.replace('"0x0 0x8-0xa 0x4000"', '"0x0-0x1 0x403e-0x403f"'), "x.toml")["good"]
+    assert of.pmmir == 0x543_0201
+    assert of.events == (0x0, 0x1, 0x403E, 0x403F)
+
+
+@pytest.mark.parametrize(
+    ("events", "text"),
+    [
+        ((), ""),
+        ((0x8,), "0x8"),
+        ((0x0, 0x1, 0x2, 0x8, 0x11, 0x12), "0x0-0x2 0x8 0x11-0x12"),
+        (COMMON_EVENTS, "all"),
+        (COMMON_EVENTS[:-1], "0x0-0x3f 0x4000-0x403e"),
+    ],
+)
+def test_events_are_written_as_runs(events: tuple[int, ...], text: str) -> None:
+    assert events_as_text(events) == text
+
+
+def test_a_pe_of_a_core_is_reset() -> None:
+    pe = make_pe(core("max"), [])
+    # HPMN is N, EL3's firmware has opened what it can, and without AArch32 LC is 1.
+    assert (pe.mdcr_el2, pe.mdcr_el3, pe.scr_el3) == (8, 1 << 7, 1 << 27 | 1 << 59)
+    assert pe.pmcr == (0 if core("max").aarch32 else 1 << 6)
 
 
 @given(st.sets(st.sampled_from(COMMON_EVENTS)))
