@@ -644,3 +644,9 @@ def test_the_filters_of_a_common_event_do_not_make_it_another() -> None:
     pe = make_pe(1)
     pmu.write(pe, EL1, sysreg.pmevtyper(0), INST_RETIRED | NSH | P)
     assert pe.unpredictable == 0
+
+
+@pytest.mark.parametrize("value", [1, 1 << 31, 1 << 62, 1 << 63, (1 << 63) + 1, (1 << 64) - 1])
+def test_nonzero_and_equal_see_every_one_of_64_bits(value: int) -> None:
+    assert (pmu.nonzero(value), pmu.nonzero(0)) == (1, 0)
+    assert (pmu.equal(value, value), pmu.equal(value, 0)) == (1, 0)
