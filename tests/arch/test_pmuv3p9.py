@@ -252,6 +252,14 @@ def test_pmzr_leaves_an_instruction_counter_whose_write_would_be_trapped(hdfgwtr
     assert pe.icntr == icntr
 
 
+@pytest.mark.parametrize(("hdfgwtr2", "icntr"), [(OPEN & ~NPMICFILTR, 1), (OPEN & ~NPMICNTR, 7)])
+def test_a_write_of_the_instruction_counter_goes_by_its_own_trap_bit(hdfgwtr2: int, icntr: int) -> None:
+    pe = p9()
+    pe.hdfgwtr2_el2 = hdfgwtr2
+    pmu.write(pe, EL1, sysreg.PMICNTR_EL0, 1)
+    assert pe.icntr == icntr
+
+
 # ---- traps to EL2 and EL3 ----------------------------------------------------
 
 FGT2_BITS = [

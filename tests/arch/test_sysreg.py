@@ -178,8 +178,3 @@ def test_pmceid_has_a_bit_for_each_common_event(event: int, register: int | None
         others = [number for number in (0x08, 0x21) if number != event]
         expected = (1 << 8 if which == 0 else 1 << 1) | (1 << bit if which == register else 0)
         assert events.pmceid([*others, event], which) == expected
-
-
-def test_a_register_without_a_name_shows_each_field_of_its_encoding() -> None:
-    assert sysreg.name_of(sysreg.encode(3, 7, 15, 15, 7)) == "S3_7_C15_C15_7"
-    assert sysreg.name_of(sysreg.encode(2, 0, 0, 1, 0)) == "S2_0_C0_C1_0"
