@@ -244,6 +244,13 @@ def test_a_bulk_amount_feeds_one_chain_event_for_each_wrap() -> None:
     assert pe.ovs == 0b01
 
 
+def test_many_wraps_feed_no_counter_that_does_not_count_chain() -> None:
+    pe = chained(4, P4)
+    pe.evtyper[1] = SW_INCR
+    pmu.pmu_event(pe, EL1, INST_RETIRED, 0x7_0000_0000)
+    assert list(pe.evcntr) == [0, 0, 0, 7]
+
+
 def test_a_chain_that_overflows_the_odd_counter_stops_there() -> None:
     pe = chained(3, P4)
     pe.evtyper[2] = CHAIN | NSH

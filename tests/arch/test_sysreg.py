@@ -177,4 +177,4 @@ def test_pmceid_has_a_bit_for_each_common_event(event: int, register: int | None
     for which in (0, 1):
         others = [number for number in (0x08, 0x21) if number != event]
         expected = (1 << 8 if which == 0 else 1 << 1) | (1 << bit if which == register else 0)
-        assert events.pmceid([*others, event], which) == expected
+        assert events.pmceid([*others, event, event], which) == expected
