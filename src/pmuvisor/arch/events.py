@@ -21,6 +21,9 @@ CHAIN = 0x001E
 BR_RETIRED = 0x0021
 STALL_FRONTEND = 0x0023
 STALL_BACKEND = 0x0024
+STALL_SLOT_BACKEND = 0x003D
+STALL_SLOT_FRONTEND = 0x003E
+STALL_SLOT = 0x003F
 
 BY_NAME: dict[str, int] = {
     name: value for name, value in list(globals().items()) if name.isupper() and isinstance(value, int)

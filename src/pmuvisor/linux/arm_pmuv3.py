@@ -209,7 +209,8 @@ def event_set_period(cpu: Cpu, event: PerfEvent) -> int:
             left = period
         complete = 1
     event.period_left = left
-    left = min(left, half_period(cpu, event))
+    if (left >> 63) & 1 == 0:
+        left = min(left, half_period(cpu, event))
     event.prev_count = -left & FULL_MASK
     write_counter(cpu, event, event.prev_count & max_period(cpu, event))
     return complete
@@ -225,22 +226,32 @@ def event_update(cpu: Cpu, event: PerfEvent) -> None:
 
 
 def add(cpu: Cpu, event: PerfEvent, number: int) -> int:
-    """State armpmu_add() and armpmu_start(): give `event`, whose number is given, a counter; return 0 or -EAGAIN."""
+    """State armpmu_add(): give `event`, whose number is given, a counter; return 0 or -EAGAIN."""
     idx = get_event_idx(cpu, event, cpu.hw.cntr_mask, cpu.hw.used_mask)
     if idx == NO_COUNTER:
         return -EAGAIN
     event.idx = idx
     cpu.hw.used_mask |= mask_of(cpu, event, idx)
     cpu.hw.events[idx] = number
-    event_set_period(cpu, event)
-    enable_event(cpu, event)
+    event_start(cpu, event)
     return 0
 
 
-def delete(cpu: Cpu, event: PerfEvent) -> None:
-    """State armpmu_del() and armpmu_stop(): take the counter back, with what it has counted."""
+def event_start(cpu: Cpu, event: PerfEvent) -> None:
+    """State armpmu_start() with PERF_EF_RELOAD, of an event that has a counter."""
+    event_set_period(cpu, event)
+    enable_event(cpu, event)
+
+
+def event_stop(cpu: Cpu, event: PerfEvent) -> None:
+    """State armpmu_stop() with PERF_EF_UPDATE: the counter stops, and what it has counted is taken."""
     disable_event(cpu, event)
     event_update(cpu, event)
+
+
+def delete(cpu: Cpu, event: PerfEvent) -> None:
+    """State armpmu_del(): take the counter back, with what it has counted."""
+    event_stop(cpu, event)
     cpu.hw.events[event.idx] = NO_EVENT
     cpu.hw.used_mask &= ~mask_of(cpu, event, event.idx)
     event.idx = NO_COUNTER
@@ -304,7 +315,8 @@ def getreset_flags(cpu: Cpu) -> int:
 def handle_irq(host: Host, c: int, flags: int) -> int:
     """State armv8pmu_handle_irq() for the overflows `flags`, read and cleared, that are the host's.
 
-    Return how many samples were taken. An overflow of a counter without an event is left alone.
+    Return how many samples were taken. An overflow of a counter without an event is left alone; one of an event of
+    KVM's is noted in it, for KVM to see to before the guest is entered.
     """
     cpu = host.cpus[c]
     samples = 0
@@ -316,7 +328,8 @@ def handle_irq(host: Host, c: int, flags: int) -> int:
             event_update(cpu, event)
             complete = event_set_period(cpu, event)
             if event.sample_period != 0 and complete == 1:
+                event.overflowed = event.overflow_handler
                 event.samples += 1
-                samples += 1
+                samples += 1 - event.overflow_handler
     start(cpu)
     return samples

@@ -58,8 +58,12 @@ class PerfEvent:
     exclude_kernel: U1
     exclude_host: U1
     exclude_guest: U1
-    sample_period: U62
+    sample_period: U64
     """0 for an event that only counts."""
+    overflow_handler: U1
+    """It is KVM's, which wants to know of its overflows: they are no samples (perf_event.overflow_handler)."""
+    overflowed: U1
+    """It has overflowed, and whoever opened it has not been told yet."""
     leader: U16
     """The leader of its group; itself where it is one."""
     next_sibling: U16

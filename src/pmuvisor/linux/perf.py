@@ -435,6 +435,42 @@ def perf_event_open(host: Host, c: int, number: int) -> int:
     return result
 
 
+def init_event(event: PerfEvent, number: int) -> None:
+    """Make a record that was used before an event that has never counted, alone in its group, without attributes."""
+    event.long = 0
+    event.pinned = 0
+    event.exclude_user = 0
+    event.exclude_kernel = 0
+    event.exclude_host = 0
+    event.exclude_guest = 0
+    event.sample_period = 0
+    event.overflow_handler = 0
+    event.overflowed = 0
+    event.leader = number
+    event.next_sibling = NO_EVENT
+    event.idx = NO_COUNTER
+    event.count = 0
+    event.prev_count = 0
+    event.period_left = 0
+    event.samples = 0
+    event.total_time_enabled = 0
+    event.total_time_running = 0
+    event.true = 0
+    event.seen = 0
+
+
+def perf_event_create_kernel_counter(host: Host, number: int, enabled: int, now: int) -> None:
+    """State perf_event_create_kernel_counter() of an event of its own group, whose attributes have been filled in.
+
+    `enabled` is 0 for one with perf_event_attr.disabled. It cannot fail: there is no other event in its group.
+    """
+    event = host.events[number]
+    event.state = STATE_OFF
+    if enabled == 1:
+        event.state = STATE_INACTIVE
+    perf_install_in_context(host, number, now)
+
+
 def unlink_sibling(host: Host, number: int) -> None:
     """Take an event that leads no group out of its group (perf_group_detach)."""
     before = host.events[number].leader
