@@ -61,6 +61,8 @@ def counting(
 ) -> Program:
     """Counts `types` on counters 0, 1, ... over `body`, and leaves the readings, the cycle counter's last."""
     p = Program().use_vectors()
+    for key in (sysreg.PMCNTENCLR_EL0, sysreg.PMINTENCLR_EL1, sysreg.PMOVSCLR_EL0):
+        p.write(key, 0xFFFF_FFFF)  # UNKNOWN at reset
     prepare(p)
     p.write(sysreg.PMCR_EL0, 1 | 1 << 6 | 1 << 2)  # E, LC, C
     for n, event in enumerate(types):

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from pmuvisor import records
 from pmuvisor.arch import events, pmu, sysreg
-from pmuvisor.arch.cores import Core, core, cores
+from pmuvisor.arch.cores import Core, core, cores, make_pe
 from pmuvisor.board.engine import Engine, Lane, Watch
-from pmuvisor.board.machine import Config
-from pmuvisor.board.vpmu import LANE_OF_EVENT, OwnCpu, VirtualPmu
+from pmuvisor.board.lanes import LANE_OF_EVENT
+from pmuvisor.board.machine import Config, own_cpus
+from pmuvisor.board.vpmu import VirtualPmu
 from pmuvisor.kvm import access as door
-from pmuvisor.kvm import partitioned, vcpu
-from pmuvisor.kvm.vcpu import PARTITIONED, HostContext, Vcpu, Vm
+from pmuvisor.kvm import partitioned, vcpu, world
+from pmuvisor.kvm.vcpu import PARTITIONED, Vm
 
 NEEDS_DECODING = [Lane.LD, Lane.ST, Lane.MEM, Lane.BR, Lane.BR_IMMED, Lane.BR_RETURN, Lane.PC_WRITE]
 KINDS = (
@@ -62,8 +63,13 @@ class Counting:
 
 
 def virtual_pmu(of: Core, vm: Vm, engine: Counting, on_level: Callable[[bool], None]) -> VirtualPmu:
-    guest = records.new(Vcpu, {"event_counters": of.event_counters, "counter_width": 64})
-    return VirtualPmu(OwnCpu(of), vm, guest, cast(Engine, engine), on_level)
+    kvm = own_cpus(Config(of))
+    records.assign(kvm.vm, vm)
+    # Zeros, as of a guest that has reset its PMU: what KVM makes of UNKNOWN would overflow at once.
+    vcpu.reset_registers(make_pe(of, ()).core, kvm.vm, kvm.places[0].vcpu)
+    for name in ("cnten", "inten", "ovs", "selr"):
+        setattr(kvm.places[0].vcpu, name, 0)
+    return VirtualPmu(kvm.places[0], cast(Engine, engine), on_level, lambda: 0)
 
 
 class Afresh:
@@ -72,14 +78,15 @@ class Afresh:
     def __init__(self, of: Core, vm: Vm, engine: Counting, on_level: Callable[[bool], None]) -> None:
         self.like = virtual_pmu(of, vm, engine, on_level)
         """Made the same; used for its records alone."""
-        self.pe, self.host, self.vm, self.vcpu = self.like.pe, records.new(HostContext), vm, self.like.vcpu
+        self.pe, self.vm, self.vcpu = self.like.pe, self.like.vm, self.like.vcpu
+        self.world = self.like.place.world
         self.engine, self.on_level = engine, on_level
         self.seen = engine.counts()
         self.lanes = {event: lane for event, lane in LANE_OF_EVENT.items() if event in of.events}
 
     def load(self) -> None:
         self.seen = self.engine.counts()
-        partitioned.vcpu_load(self.pe, self.host, self.vm, self.vcpu, 1)
+        world.vcpu_load(self.world, 0, 0, 0)
         vcpu.guest_enter(self.pe)
         self.watch()
         self.enter()
@@ -87,7 +94,7 @@ class Afresh:
     def put(self) -> None:
         self.sync()
         vcpu.guest_exit(self.pe)
-        partitioned.vcpu_put(self.pe, self.host, self.vm, self.vcpu)
+        world.vcpu_put(self.world, 0, 0, 0)
         self.engine.watch(())
 
     def enter(self) -> None:
@@ -112,7 +119,7 @@ class Afresh:
 
     def access(self, el: int, key: int, write: bool, value: int) -> tuple[int, int | None]:
         self.sync()
-        outcome = door.guest_access(self.pe, self.vm, self.vcpu, el, key, int(write), value)
+        outcome = door.guest_access(self.world, 0, 0, el, key, int(write), value, 0)
         if outcome == door.TO_EL1:
             return 0, sysreg.sys64_esr(key, 0, int(write))
         if outcome in (door.UNDEFINED, door.TRAPPED_UNDEFINED):
@@ -163,7 +170,7 @@ class Twins:
 
     def __init__(self, name: str, fgt: bool) -> None:
         vm = records.new(Vm, {"filter_words": 0})
-        vm.design, vm.use_fgt = PARTITIONED, int(fgt)
+        vm.design, vm.use_fgt, vm.pmuver, vm.supported_pmus = PARTITIONED, int(fgt), 6, 1
         vm.nr_counters = Config(core(name)).guest_counters()
         self.engines = Counting(), Counting()
         self.levels: tuple[list[bool], list[bool]] = ([False], [False])

@@ -17,8 +17,8 @@ from arch.support import (
 )
 from pmuvisor import records
 from pmuvisor.arch.pmu import Pe
-from pmuvisor.kvm import vcpu as life
 from pmuvisor.kvm.vcpu import PARTITIONED, HostContext, Vcpu, Vm
+from pmuvisor.kvm.world import World
 
 NSH = 1 << 27
 GUEST_FIELDS = (
@@ -35,6 +35,8 @@ def make_vm(nr_counters: int, *, use_fgt: int = 1, denied: Iterable[int] = ()) -
     vm.design = PARTITIONED
     vm.use_fgt = use_fgt
     vm.nr_counters = nr_counters
+    vm.pmuver = 6
+    vm.supported_pmus = 1
     vm.filter_words = words
     for event in events:
         vm.denied[event >> 6] |= 1 << (event & 63)
@@ -43,8 +45,21 @@ def make_vm(nr_counters: int, *, use_fgt: int = 1, denied: Iterable[int] = ()) -
 
 def make_vcpu(pe: Pe) -> Vcpu:
     vcpu = records.new(Vcpu, sizes_of(pe), checked=True)
-    life.reset(vcpu)
+    vcpu.pmcr = 1 << 6  # LC; all else is zero, as a guest leaves it that has reset its PMU
     return vcpu
+
+
+def world_sizes(pe: Pe, vm: Vm) -> dict[str, int]:
+    n = pe.core.event_counters
+    sizes = {**sizes_of(pe), "cpus": 1, "cpu_words": 1, "tasks": 1, "events": n + 1, "context_events": n + 1}
+    return sizes | {"vms": 1, "vcpus": 1, "filter_words": vm.filter_words, "kinds": 1}
+
+
+def make_world(pe: Pe, vm: Vm, vcpu: Vcpu) -> World:
+    """Return a host of one CPU, `pe`, whose one thread runs `vcpu` of `vm`."""
+    world = records.new(World, world_sizes(pe, vm))
+    world.host.cpus[0].pe, world.vms[0], world.vcpus[0] = pe, vm, vcpu
+    return world
 
 
 def make_host() -> HostContext:

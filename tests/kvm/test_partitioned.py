@@ -13,7 +13,7 @@ from kvm.support import guest_state, host_range, make_host, make_vcpu, make_vm, 
 from pmuvisor import records
 from pmuvisor.arch import pmu
 from pmuvisor.arch.pmu import Pe
-from pmuvisor.kvm import partitioned
+from pmuvisor.kvm import filters, partitioned
 from pmuvisor.kvm import vcpu as life
 from pmuvisor.kvm.partitioned import flush_hwstate, handle_irq, setup_mdcr_el2, vcpu_load, vcpu_put
 from pmuvisor.kvm.vcpu import Vcpu, Vm
@@ -217,7 +217,7 @@ def test_the_cycle_counter_is_filtered_as_cpu_cycles() -> None:
 def test_software_increments_and_chains_are_never_filtered() -> None:
     # Linux Documentation/virt/kvm/devices/vcpu.rst, "Restrictions" of KVM_ARM_VCPU_PMU_V3_FILTER.
     vm = make_vm(4, denied=[0x00, 0x08, 0x1E])
-    assert [partitioned.event_allowed(vm, event) for event in (0x00, 0x08, 0x1E)] == [1, 0, 1]
+    assert [filters.event_allowed(vm, event) for event in (0x00, 0x08, 0x1E)] == [1, 0, 1]
     pe, vcpu = make_pe(4), make_vcpu(make_pe(4))
     vcpu.cnten, vcpu.pmcr = 1, 1  # counter 0, PMCR_EL0.E
     partitioned.vcpu_load(pe, make_host(), vm, vcpu, 1)
@@ -227,7 +227,7 @@ def test_software_increments_and_chains_are_never_filtered() -> None:
 
 def test_a_filter_speaks_of_the_events_in_its_words_only() -> None:
     vm = make_vm(4, denied=[0x08, 0x41])
-    assert [partitioned.event_allowed(vm, event) for event in (0x07, 0x08, 0x40, 0x41, 0x80, 0xFFFF)] == [
+    assert [filters.event_allowed(vm, event) for event in (0x07, 0x08, 0x40, 0x41, 0x80, 0xFFFF)] == [
         1,
         0,
         1,

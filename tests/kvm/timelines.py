@@ -8,7 +8,6 @@ from pmuvisor import records
 from pmuvisor.arch.cores import core, make_pe
 from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
 from pmuvisor.kvm import timeline, world
-from pmuvisor.kvm import vcpu as life
 from pmuvisor.kvm.timeline import Timeline
 from pmuvisor.kvm.vcpu import PARTITIONED
 from pmuvisor.linux import perf
@@ -27,6 +26,7 @@ class Lab:
     vcpus: int = 0
     programs: int = 0
     guest_counters: int = 3
+    design: int = PARTITIONED
     events: int = 24
     slice_ms: int = 3
     mux_ms: int = 4
@@ -37,8 +37,14 @@ class Lab:
     def __post_init__(self) -> None:
         cpus, tasks = len(self.cores), self.vcpus + self.programs
         counters = max(core(name).event_counters for name in self.cores)
-        self.sizes = {"cpus": cpus, "cpu_words": (cpus + 31) // 32, "tasks": tasks, "events": self.events}
-        self.sizes |= {"context_events": self.events, "vms": 1, "vcpus": max(1, self.vcpus), "filter_words": 0}
+        self.sizes = {"cpus": cpus, "cpu_words": (cpus + 31) // 32, "tasks": tasks}
+        self.sizes |= {"events": self.events + self.vcpus * (counters + 1)}
+        self.sizes |= {
+            "context_events": self.events + counters + 1,
+            "vms": 1,
+            "vcpus": max(1, self.vcpus),
+            "filter_words": 0,
+        }
         self.sizes |= {"event_counters": counters, "counter_width": 64, "kinds": len(KINDS), "entries": cpus + tasks}
         self.sizes |= {"executed": max(1, self.vcpus) * len(KINDS)}
         self.t = records.new(Timeline, self.sizes)
@@ -47,10 +53,11 @@ class Lab:
         for c, name in enumerate(self.cores):
             self._make_cpu(c, name)
         vm = self.t.world.vms[0]
-        vm.design, vm.use_fgt, vm.nr_counters = PARTITIONED, 1, self.guest_counters
+        vm.design, vm.use_fgt, vm.nr_counters, vm.pmuver = self.design, 1, self.guest_counters, 6
+        vm.supported_pmus = 1
         for v in range(self.vcpus):
             guest = self.t.world.vcpus[v]
-            life.reset(guest)
+            guest.task, guest.first_event, guest.reload_pmu = v, self.events + v * (counters + 1), 1
             # What a guest has that counts its instructions and cycles all the time.
             guest.evtyper[0], guest.cnten, guest.pmcr = INST_RETIRED, 1 | 1 << 31, 1 | 1 << 6
         self.t.slice_ns, self.t.mux_ns, self.t.cpu_count = self.slice_ms * MS, self.mux_ms * MS, cpus

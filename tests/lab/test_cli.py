@@ -72,7 +72,7 @@ BAD_OPTIONS = [
     (["run", "demo", "--kernel", "{folder}/spin"], "kernel: it is for the guest linux"),
     (["run", "linux", "--kernel", "{folder}"], "{folder}: is a directory, expected a regular file"),
     (["run", "linux"], "linux: no kernel fetched yet: run `pmuvisor guest fetch linux`, or give --kernel"),
-    (["run", "demo", "--design", "lazy"], "--design: invalid choice: 'lazy'"),
+    (["run", "demo", "--design", "magic"], "--design: invalid choice: 'magic'"),
     (["guest"], "required: ACTION"),
     (["guest", "fetch", "bsd"], "invalid choice: 'bsd'"),
 ]

@@ -25,7 +25,7 @@ needs_linux = pytest.mark.skipif(guests.cached_linux() is None, reason="no Linux
 
 def vm(name: str = "a", guest: str = "busy", vcpus: int = 1, on: int = 0b11, **more: Any) -> VmSpec:
     fields: dict[str, Any] = {"core": N1, "counters": 4, "design": "partitioned", "fgt": True, "kernel": None}
-    fields |= {"initrd": None, "append": "pmuvisor.quick", "cpus": (on,) * vcpus}
+    fields |= {"initrd": None, "append": "pmuvisor.quick", "cpus": (on,) * vcpus, "runs_anywhere": False}
     fields |= {"activity": BUSY, "memory": 0} if guest == "busy" else {"activity": None, "memory": 256 << 20}
     return VmSpec(name=name, guest=guest, vcpus=vcpus, **fields | more)
 

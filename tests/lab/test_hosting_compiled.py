@@ -60,7 +60,7 @@ def test_machine_code_leaves_the_very_state_and_result(seed: int, chunk: int, mo
     assert without_wall(fast.run()) == without_wall(slow.run())
     assert fast.t == slow.t
     assert slow.t.happenings > 200
-    assert min(slow.t.interrupts, slow.t.rotations, slow.t.world.rescheduled) > 10
+    assert min(slow.t.interrupts, slow.t.rotations, sum(v.rescheduled for v in slow.t.world.vcpus)) > 10
 
 
 def test_progress_is_told_and_the_run_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:

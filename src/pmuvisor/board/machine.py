@@ -24,10 +24,13 @@ from pmuvisor.board.engine import Action, Engine, GuestMemory, Lane, Stop
 from pmuvisor.board.engine_dump import dump
 from pmuvisor.board.engine_registers import MPIDR_EL1
 from pmuvisor.board.images import Image, Layout
-from pmuvisor.board.vpmu import OwnCpu, Place, VirtualPmu
+from pmuvisor.board.lanes import COUNTED_EVENTS
+from pmuvisor.board.place import HostCpu, OwnCpu
+from pmuvisor.board.vpmu import VirtualPmu
 from pmuvisor.kvm import access as door
-from pmuvisor.kvm import partitioned
-from pmuvisor.kvm.vcpu import PARTITIONED, Vcpu, Vm
+from pmuvisor.kvm import partitioned, world
+from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, LAZY, PARTITIONED, Vm
+from pmuvisor.kvm.world import World
 
 NS_PER_INSTRUCTION = 1
 NS_PER_TICK = 1_000_000_000 // memmap.COUNTER_HZ
@@ -43,6 +46,15 @@ KVM_PMUVER_LIMIT = sysreg.PMUV3P5
 """The highest ID_AA64DFR0_EL1.PMUVer that KVM shows to a guest (kvm_arm_pmu_get_pmuver_limit)."""
 DFR0_DEBUG = 0x10305006
 """ID_AA64DFR0_EL1 without PMUVer: Armv8 debug, six breakpoints, four watchpoints, two context-aware; all inert."""
+
+
+DESIGNS = {
+    "emulated": EMULATED,
+    "partitioned": PARTITIONED,
+    "lazy": LAZY,
+    "fixed-counters-only": FIXED_COUNTERS_ONLY,
+}
+"""The designs of the virtual PMU by their names (Vm.design)."""
 
 
 class Status(StrEnum):
@@ -75,14 +87,29 @@ class Config:
     counters: int | None = None
     """Event counters of the guest; None for all but two of the core's, at least one."""
     fgt: bool = True
+    design: str = "partitioned"
+    """One of `DESIGNS`."""
 
     def guest_counters(self) -> int:
         """Return the number of event counters that the guest gets. Raises CountError for an impossible one."""
         n = self.core.event_counters
+        if DESIGNS[self.design] == FIXED_COUNTERS_ONLY:
+            if self.counters:
+                raise CountError(f"counters {self.counters}: fixed-counters-only has none: expected 0")
+            return 0
+        if DESIGNS[self.design] == EMULATED:
+            return self._emulated_counters(n)
         wanted = max(n - 2, min(n, 1)) if self.counters is None else self.counters
         if wanted < 0 or partitioned.count_refused(make_pe(self.core, ()).core, wanted):
             lowest = 0 if self.core.hpmn0 else 1
             raise CountError(f"counters {wanted}: core {self.core.name} can give a guest {lowest} to {n}")
+        return wanted
+
+    def _emulated_counters(self, n: int) -> int:
+        """Return how many counters are emulated: as many as the partition has by default, to be comparable."""
+        wanted = max(n - 2, min(n, 1)) if self.counters is None else self.counters
+        if not 0 <= wanted <= n:
+            raise CountError(f"counters {wanted}: core {self.core.name} can give a guest 0 to {n}")
         return wanted
 
 
@@ -115,28 +142,41 @@ class BoardCpu:
 
 @dataclass(frozen=True)
 class Kvm:
-    """What KVM has of a machine: its VM, its vCPUs, and for each the physical CPU where it is loaded."""
+    """What KVM has of a machine: its VM, and for each vCPU the physical CPU where it is loaded."""
 
     vm: Vm
-    vcpus: Sequence[Vcpu]
-    places: Sequence[Place]
+    places: Sequence[HostCpu]
 
 
 def own_cpus(config: Config) -> Kvm:
-    """Return a VM whose vCPUs have a CPU each to themselves."""
-    sizes = {"event_counters": config.core.event_counters, "counter_width": 64}
-    vm = records.new(Vm, {"filter_words": 0})
-    set_up_vm(vm, config)
-    return Kvm(
-        vm, [records.new(Vcpu, sizes) for _ in range(config.vcpus)], [OwnCpu(config.core) for _ in range(config.vcpus)]
-    )
+    """Return a host that has a CPU for each vCPU of one VM, and does nothing else.
+
+    Raises CountError for a number of counters that the core cannot give.
+    """
+    n = config.vcpus
+    events = n * (config.core.event_counters + 1)
+    sizes = {"cpus": n, "cpu_words": 1, "tasks": n, "events": events, "context_events": events, "vms": 1, "vcpus": n}
+    sizes |= {"filter_words": 0, "event_counters": config.core.event_counters, "counter_width": 64, "kinds": 0}
+    host = records.new(World, sizes)
+    set_up_vm(host.vms[0], config, config.core.pmuver)
+    for v in range(n):
+        world.boot_cpu(host.host.cpus[v], make_pe(config.core, COUNTED_EVENTS), 0)
+        world.create_vcpu(host, v, 0, v, v * (config.core.event_counters + 1))
+        host.host.tasks[v].allowed[0] = 1 << v
+        host.host.tasks[v].cpu = v
+    return Kvm(host.vms[0], [OwnCpu(host, v) for v in range(n)])
 
 
-def set_up_vm(vm: Vm, config: Config) -> None:
-    """Make a VM as `config` says. Raises CountError for a number of counters that the core cannot give."""
-    vm.design = PARTITIONED
+def set_up_vm(vm: Vm, config: Config, sanitised_pmuver: int) -> None:
+    """Make a VM of PMU 0 as `config` says, on a host whose CPUs all have PMUv3 `sanitised_pmuver`.
+
+    Raises CountError for a number of counters that the core cannot give.
+    """
+    vm.design = DESIGNS[config.design]
     vm.use_fgt = int(config.fgt)
     vm.nr_counters = config.guest_counters()
+    vm.pmuver = min(sanitised_pmuver, KVM_PMUVER_LIMIT)
+    vm.supported_pmus = 1
 
 
 class Machine:
@@ -167,8 +207,8 @@ class Machine:
             self.gic.set_ppi(number, memmap.PMU_INTID, level)
 
         engine = Engine(self.memory, on_sysreg)
-        place = self._kvm.places[number]
-        cpu = BoardCpu(number, engine, VirtualPmu(place, self.vm, self._kvm.vcpus[number], engine, on_level))
+        pmu = VirtualPmu(self._kvm.places[number], engine, on_level, self.now_ns)
+        cpu = BoardCpu(number, engine, pmu)
         engine.insns_per_tick = NS_PER_TICK // NS_PER_INSTRUCTION
         self._map_devices(cpu)
         self._claim_registers(cpu)
@@ -205,8 +245,7 @@ class Machine:
 
     def _claim_registers(self, cpu: BoardCpu) -> None:
         engine = cpu.engine
-        pmuver = min(self.config.core.pmuver, KVM_PMUVER_LIMIT)
-        engine.set_action(sysreg.ID_AA64DFR0_EL1, Action.CONST, DFR0_DEBUG | (pmuver << 8))
+        engine.set_action(sysreg.ID_AA64DFR0_EL1, Action.CONST, DFR0_DEBUG | (self.vm.pmuver << 8))
         engine.set_action(MPIDR_EL1, Action.CONST, (1 << 31) | memmap.cpu_mpidr(cpu.number))
         for key in (*sysreg.PMU_KEYS, *timer.KEYS, *gicv3.ICC_KEYS):
             engine.set_action(key, Action.CALL)
@@ -513,6 +552,13 @@ class Machine:
             "puts": sum(v.puts for v in vcpus),
             "overflows": sum(v.overflows for v in vcpus),
             "interrupts_injected": sum(v.injected for v in vcpus),
+            "rescheduled": sum(v.rescheduled for v in vcpus),
+            "perf_created": sum(v.perf_created for v in vcpus),
+            "perf_released": sum(v.perf_released for v in vcpus),
+            "perf_enabled": sum(v.perf_enabled for v in vcpus),
+            "perf_disabled": sum(v.perf_disabled for v in vcpus),
+            "perf_read": sum(v.perf_read for v in vcpus),
+            "perf_switched": sum(v.perf_switched for v in vcpus),
             "exits": sum(exits.values()),
         }
         bill |= {f"exits.{name}": count for name, count in sorted(exits.items())}
@@ -525,4 +571,5 @@ _KIND = {
     door.UNDEFINED: "undefined",
     door.TRAPPED_UNDEFINED: "trapped",
     door.TO_EL1: "undefined",
+    door.AGAIN: "trapped",
 }

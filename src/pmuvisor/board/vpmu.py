@@ -12,37 +12,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
-from pmuvisor import records
-from pmuvisor.arch import events, pmu, sysreg
-from pmuvisor.arch.cores import Core, make_pe
+from pmuvisor.arch import pmu, sysreg
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.board.engine import Engine, Lane, Watch
+from pmuvisor.board.lanes import DECODED, LANE_OF_EVENT
+from pmuvisor.board.place import HostCpu
 from pmuvisor.kvm import access as door
-from pmuvisor.kvm import partitioned, vcpu
-from pmuvisor.kvm.vcpu import HostContext, Vcpu, Vm
+from pmuvisor.kvm import world as worlds
 
-LANE_OF_EVENT: dict[int, Lane] = {
-    events.LD_RETIRED: Lane.LD,
-    events.ST_RETIRED: Lane.ST,
-    events.INST_RETIRED: Lane.INST,
-    events.EXC_TAKEN: Lane.EXC_TAKEN,
-    events.EXC_RETURN: Lane.EXC_RETURN,
-    events.PC_WRITE_RETIRED: Lane.PC_WRITE,
-    events.BR_IMMED_RETIRED: Lane.BR_IMMED,
-    events.BR_RETURN_RETIRED: Lane.BR_RETURN,
-    events.BR_RETIRED: Lane.BR,
-    events.MEM_ACCESS: Lane.MEM,
-    events.INST_SPEC: Lane.INST,  # the engine speculates nothing
-    events.CPU_CYCLES: Lane.INST,
-    events.BUS_CYCLES: Lane.INST,
-}
-"""The engine's lane that is an event."""
-COUNTED_EVENTS = (*LANE_OF_EVENT, events.SW_INCR, events.CHAIN, events.STALL_FRONTEND, events.STALL_BACKEND)
-"""The events that PMCEID<n>_EL0 may advertise: counted exactly, STALL_* as the 0 that they are in this model."""
-DECODED = {Lane.LD, Lane.ST, Lane.MEM, Lane.BR, Lane.BR_IMMED, Lane.BR_RETURN, Lane.PC_WRITE}
-"""Lanes that the engine counts only where it is told to look at each instruction."""
 _PLANS = 64
 """Plans kept at most. A guest that measures has a few; one that writes anything anywhere must not fill the memory."""
 
@@ -71,6 +49,8 @@ class _Group:
     """Event counters: the number, and the mask of the bits that overflow."""
     cycles: bool
     """The cycle counter is one of them."""
+    instructions: bool
+    """The instruction counter is one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,80 +67,24 @@ class _Plan:
     """Nothing that the guest executes is counted."""
 
 
-class Place(Protocol):
-    """The physical CPU on which a vCPU is loaded, and what the host does there."""
-
-    @property
-    def pe(self) -> Pe:
-        """The PMU of that CPU."""
-
-    @property
-    def sees_all(self) -> bool:
-        """What the guest executes is to be told to `note`, also where no counter counts it."""
-
-    @property
-    def detail(self) -> bool:
-        """Of what is told, loads, stores and branches are wanted as well."""
-
-    def load(self, vm: Vm, vcpu: Vcpu) -> None:
-        """Load the vCPU and enter its guest."""
-
-    def put(self, vm: Vm, vcpu: Vcpu) -> None:
-        """Exit the guest and put the vCPU."""
-
-    def interrupt(self, vm: Vm, vcpu: Vcpu) -> None:
-        """PMUIRQ: exit, let the host's interrupt handler run, and enter the guest again."""
-
-    def note(self, el: int, amounts: list[int]) -> None:
-        """Be told what the guest has executed at `el`, by `Lane`."""
-
-
-class OwnCpu:
-    """A CPU that a vCPU has to itself: the host does nothing there but KVM's work."""
-
-    sees_all = False
-    detail = False
-
-    def __init__(self, core: Core) -> None:
-        self.pe = make_pe(core, COUNTED_EVENTS)
-        self._host = records.new(HostContext)
-        pmu.write(self.pe, 2, sysreg.PMCR_EL0, sysreg.PMCR_E | sysreg.PMCR_LC | sysreg.PMCR_LP)
-        vcpu.guest_exit(self.pe)
-
-    def load(self, vm: Vm, guest: Vcpu) -> None:
-        """Load the vCPU and enter its guest."""
-        partitioned.vcpu_load(self.pe, self._host, vm, guest, 1)
-        vcpu.guest_enter(self.pe)
-
-    def put(self, vm: Vm, guest: Vcpu) -> None:
-        """Exit the guest and put the vCPU."""
-        vcpu.guest_exit(self.pe)
-        partitioned.vcpu_put(self.pe, self._host, vm, guest)
-
-    def interrupt(self, vm: Vm, guest: Vcpu) -> None:
-        """Let KVM's part of the host's interrupt handler run; there are no overflows of the host's own."""
-        vcpu.guest_exit(self.pe)
-        partitioned.handle_irq(self.pe, vm, guest)
-        vcpu.guest_enter(self.pe)
-
-    def note(self, el: int, amounts: list[int]) -> None:
-        """Nobody wants to know."""
-
-
 class VirtualPmu:
     """The PMU of one vCPU, wherever it is loaded.
 
-    `on_level` is told the level of the guest's PMU interrupt after every entry that may have changed it.
+    `on_level` is told the level of the guest's PMU interrupt after every entry that may have changed it; `now` gives
+    the time in ns.
     """
 
-    def __init__(self, place: Place, vm: Vm, guest: Vcpu, engine: Engine, on_level: Callable[[bool], None]) -> None:
-        self.vm = vm
-        self.vcpu = guest
+    def __init__(
+        self, place: HostCpu, engine: Engine, on_level: Callable[[bool], None], now: Callable[[], int]
+    ) -> None:
+        self.vm = place.vm
+        self.vcpu = place.vcpu
         self.place = place
         self.accesses: Counter[tuple[int, int]] = Counter()
         """How often each register was reached how: (key, outcome of the door) to a count."""
         self._engine = engine
         self._on_level = on_level
+        self._now = now
         self._seen = [[0] * len(Lane), [0] * len(Lane)]
         """By exception level and lane, what is in the counters already. Where nothing counts it is of no meaning."""
         self._plans: dict[tuple[int, ...], _Plan] = {}
@@ -176,12 +100,12 @@ class VirtualPmu:
 
     def reset(self) -> None:
         """Reset the guest's PMU, as KVM does with a vCPU that is turned on. It is not loaded."""
-        vcpu.reset(self.vcpu)
+        worlds.vcpu_reset(self.place.world, self.place.c, self.place.v, self._now())
 
     def load(self) -> None:
         """Load the vCPU on its CPU and enter the guest."""
         self._forget()
-        self.place.load(self.vm, self.vcpu)
+        self.place.load(self._now())
         self._evaluated = ()
         self._changed()
         self.entry()
@@ -189,7 +113,7 @@ class VirtualPmu:
     def put(self) -> None:
         """Exit the guest and put the vCPU, as when its thread is scheduled out."""
         self.sync()
-        self.place.put(self.vm, self.vcpu)
+        self.place.put(self._now())
         self._tell((self._told[0], ()))
 
     def host_changed(self) -> None:
@@ -205,14 +129,14 @@ class VirtualPmu:
         after the last time, so is the level.
         """
         if self._evaluated != self._level_state():
-            partitioned.flush_hwstate(self.pe, self.vm, self.vcpu)
+            worlds.flush_hwstate(self.place.world, self.place.c, self.place.v)
             self._on_level(self.vcpu.irq_level == 1)
             self._evaluated = self._level_state()
 
     def _level_state(self) -> tuple[int, ...]:
         """Return what `flush_hwstate` reads, but for the number of the VM's counters, and what it writes."""
         pe, guest = self.pe, self.vcpu
-        return guest.ovs, pe.ovs, pe.inten, pe.pmcr, guest.irq_level
+        return guest.ovs, pe.ovs, pe.inten, pe.pmcr, guest.inten, guest.pmcr, guest.irq_level
 
     # ---- counting -------------------------------------------------------------------------------------------
 
@@ -278,7 +202,7 @@ class VirtualPmu:
         """Run the host's PMU interrupt handler if the interrupt line is up; say whether it was."""
         if self.pe.ovs == 0 or not pmu.check_for_pmu_overflow(self.pe):
             return False
-        self.place.interrupt(self.vm, self.vcpu)
+        self.place.interrupt(self._now())
         self._evaluated = ()  # the place has entered the guest
         self.entry()
         return True
@@ -315,6 +239,8 @@ class VirtualPmu:
         remaining = [mask + 1 - (values[i] & mask) for i, mask in group.counters]
         if group.cycles:
             remaining.append(self._cycles_to_overflow())
+        if group.instructions:
+            remaining.append((1 << 64) - self.pe.icntr)
         target = min(remaining)
         for el in (0, 1):
             if (group.els >> el) & 1:
@@ -341,22 +267,30 @@ class VirtualPmu:
         idle = self._plan().idle and not self.place.sees_all
         if not idle:
             self.sync()
-        outcome = door.guest_access(self.pe, self.vm, self.vcpu, el, key, int(write), value)
-        self.accesses[key, outcome] += 1
+        outcome = self._access(el, key, write, value)
+        again = outcome == door.AGAIN
+        if again:
+            outcome = self._access(el, key, write, value)
+        exited = again or outcome in (door.TRAPPED, door.TRAPPED_UNDEFINED)
+        if exited or (write and outcome == door.DIRECT):
+            self._service()
+            if idle and not self._plan().idle:
+                self._forget()
+            self._seen[el][Lane.INST] += outcome == door.TRAPPED  # emulated by the host: the guest retires nothing
+            self._changed()
+        if exited:
+            self._on_level(self.vcpu.irq_level == 1)
         if outcome == door.TO_EL1:
             return 0, sysreg.sys64_esr(key, 0, int(write))
         if outcome in (door.UNDEFINED, door.TRAPPED_UNDEFINED):
             return 0, sysreg.undefined_esr()
-        trapped = outcome == door.TRAPPED
-        if write or trapped:
-            self._service()
-            if idle and not self._plan().idle:
-                self._forget()
-            self._seen[el][Lane.INST] += trapped  # emulated by the host: the guest retires nothing
-            self._changed()
-        if trapped:
-            self._on_level(self.vcpu.irq_level == 1)
         return self.vcpu.value, None
+
+    def _access(self, el: int, key: int, write: bool, value: int) -> int:
+        place = self.place
+        outcome = door.guest_access(place.world, place.c, place.v, el, key, int(write), value, self._now())
+        self.accesses[key, outcome] += 1
+        return outcome
 
 
 def make_plan(pe: Pe) -> _Plan:
@@ -398,6 +332,8 @@ def _groups(pe: Pe, counting: tuple[int, int]) -> tuple[_Group, ...]:
     counters = [*_counters_of_lanes(pe, either)]
     if (either >> sysreg.CYCLE) & 1:
         counters.append((sysreg.CYCLE, Lane.INST))
+    if (either >> sysreg.INSTRUCTION) & 1:
+        counters.append((sysreg.INSTRUCTION, Lane.INST))
     for i, lane in counters:
         els = ((counting[0] >> i) & 1) | (((counting[1] >> i) & 1) << 1)
         members.setdefault((lane, els), []).append(i)
@@ -405,8 +341,9 @@ def _groups(pe: Pe, counting: tuple[int, int]) -> tuple[_Group, ...]:
         _Group(
             lane,
             els,
-            tuple((i, (1 << (64 if (long >> i) & 1 else 32)) - 1) for i in group if i != sysreg.CYCLE),
+            tuple((i, (1 << (64 if (long >> i) & 1 else 32)) - 1) for i in group if i < sysreg.CYCLE),
             sysreg.CYCLE in group,
+            sysreg.INSTRUCTION in group,
         )
         for (lane, els), group in members.items()
     )

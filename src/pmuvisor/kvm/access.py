@@ -8,10 +8,11 @@ PMU register on the guest's behalf.
 from __future__ import annotations
 
 from pmuvisor.arch import pmu, traps
-from pmuvisor.arch.pmu import Pe
-from pmuvisor.kvm import partitioned
+from pmuvisor.kvm import emulated, partitioned
 from pmuvisor.kvm import vcpu as life
-from pmuvisor.kvm.vcpu import Vcpu, Vm
+from pmuvisor.kvm import world as worlds
+from pmuvisor.kvm.vcpu import FREE, LAZY, UNDEF
+from pmuvisor.kvm.world import World
 
 DIRECT = 0
 """Carried out by the hardware, without an exit."""
@@ -23,13 +24,16 @@ TRAPPED_UNDEFINED = 3
 """Exited to KVM, which injected an Undefined Instruction exception."""
 TO_EL1 = 4
 """The guest's EL1 takes a trap (EC 0x18) of an access from its EL0."""
+AGAIN = 5
+"""Exited to KVM, which has made the vCPU the owner of its PMU: the guest executes the instruction again."""
 
 
-def guest_access(pe: Pe, vm: Vm, vcpu: Vcpu, el: int, key: int, write: int, value: int) -> int:
-    """Carry out a guest's MRS (`write` 0) or MSR of PMU register `key` at `el`, 0 or 1.
+def guest_access(world: World, c: int, v: int, el: int, key: int, write: int, value: int, now: int) -> int:
+    """Carry out a guest's MRS (`write` 0) or MSR of PMU register `key` at `el`, 0 or 1, by vCPU `v` on CPU `c`.
 
-    Returns DIRECT, TRAPPED, UNDEFINED, TRAPPED_UNDEFINED or TO_EL1; what was read is in `vcpu.value`.
+    Returns DIRECT, TRAPPED, UNDEFINED, TRAPPED_UNDEFINED, TO_EL1 or AGAIN; what was read is in the vCPU's `value`.
     """
+    pe = world.host.cpus[c].pe
     where = traps.access(pe, el, key, write)
     if where in (traps.UNDEFINED, traps.TRAP_EL3):
         # Firmware that traps the PMU for itself gives the guest an Undefined Instruction exception, as TF-A does.
@@ -37,24 +41,52 @@ def guest_access(pe: Pe, vm: Vm, vcpu: Vcpu, el: int, key: int, write: int, valu
     if where == traps.TRAP_EL1:
         return TO_EL1
     if where == traps.TRAP_EL2:
-        return _trapped(pe, vm, vcpu, el, key, write, value)
-    vcpu.direct += 1
+        return _trapped(world, c, v, el, key, write, value, now)
+    world.vcpus[v].direct += 1
     if write == 1:
         pmu.write(pe, el, key, value)
     else:
-        vcpu.value = pmu.read(pe, el, key)
+        world.vcpus[v].value = pmu.read(pe, el, key)
     return DIRECT
 
 
-def _trapped(pe: Pe, vm: Vm, vcpu: Vcpu, el: int, key: int, write: int, value: int) -> int:
+def _trapped(world: World, c: int, v: int, el: int, key: int, write: int, value: int, now: int) -> int:
+    vcpu = world.vcpus[v]
+    vm = world.vms[world.vm_of[v]]
     vcpu.trapped += 1
-    life.guest_exit(pe)
-    if write == 1:
-        outcome = partitioned.trapped_write(pe, vm, vcpu, el, key, value)
+    life.guest_exit(world.host.cpus[c].pe)
+    outcome = AGAIN
+    if vm.design == LAZY and vcpu.residency == FREE:
+        worlds.set_guest_ownership(world, c, v, now)
+    elif write == 1:
+        outcome = trapped_write(world, c, v, el, key, value, now)
     else:
-        outcome = partitioned.trapped_read(pe, vm, vcpu, key)
-    life.guest_enter(pe)
-    partitioned.flush_hwstate(pe, vm, vcpu)
-    if outcome == partitioned.UNDEF:
+        outcome = trapped_read(world, c, v, el, key, now)
+    worlds.vcpu_enter(world, c, v, now)
+    return outcome
+
+
+def trapped_read(world: World, c: int, v: int, el: int, key: int, now: int) -> int:
+    """Let the VM's design carry out a trapped MRS. Return TRAPPED or TRAPPED_UNDEFINED."""
+    vcpu = world.vcpus[v]
+    vm = world.vms[world.vm_of[v]]
+    if worlds.is_emulated(vm):
+        undefined = emulated.trapped_read(world.host, c, vm, vcpu, el, key, now)
+    else:
+        undefined = partitioned.trapped_read(world.host.cpus[c].pe, vm, vcpu, key)
+    if undefined == UNDEF:
+        return TRAPPED_UNDEFINED
+    return TRAPPED
+
+
+def trapped_write(world: World, c: int, v: int, el: int, key: int, value: int, now: int) -> int:
+    """Let the VM's design carry out a trapped MSR. Return TRAPPED or TRAPPED_UNDEFINED."""
+    vcpu = world.vcpus[v]
+    vm = world.vms[world.vm_of[v]]
+    if worlds.is_emulated(vm):
+        undefined = emulated.trapped_write(world.host, c, vm, vcpu, el, key, value, now)
+    else:
+        undefined = partitioned.trapped_write(world.host.cpus[c].pe, vm, vcpu, el, key, value)
+    if undefined == UNDEF:
         return TRAPPED_UNDEFINED
     return TRAPPED

@@ -1,14 +1,17 @@
-"""The `partitioned` design: the guest's counters are real ones, [0, HPMN) and the cycle counter.
+"""The `partitioned` design, and `lazy`: the guest's counters are real ones, [0, HPMN) and the cycle counter.
 
 The host keeps the counters from HPMN up and the instruction counter. With FEAT_FGT the common registers are not
 trapped; without it MDCR_EL2.{TPM, TPMCR} trap them all and the handlers here do the same work. Source: the "ARM64 PMU
 Partitioning" series (v7) and the review of its MDCR_EL2 and context-swap patches on the kvmarm list.
+
+A vCPU whose residency is FREE, as that of every vCPU of another design is, is loaded here too: nothing of its PMU comes
+to the CPU, and all its accesses trap.
 """
 
 from __future__ import annotations
 
 from pmuvisor.arch import pmu
-from pmuvisor.arch.events import CHAIN, CPU_CYCLES, SW_INCR
+from pmuvisor.arch.events import CPU_CYCLES
 from pmuvisor.arch.pmu import Features, Pe
 from pmuvisor.arch.sysreg import (
     CYCLE,
@@ -70,7 +73,8 @@ from pmuvisor.arch.sysreg import (
     is_pmevtyper,
     pmevcntr,
 )
-from pmuvisor.kvm.vcpu import PARTITIONED, HostContext, Vcpu, Vm
+from pmuvisor.kvm import filters, lazy
+from pmuvisor.kvm.vcpu import DONE, FREE, GUEST_OWNED, UNDEF, HostContext, Vcpu, Vm
 
 EL2 = 2
 """Where KVM's own accesses come from."""
@@ -101,7 +105,7 @@ def uses_fgt(pe: Pe, vm: Vm, vcpu: Vcpu) -> bool:
 
     Not where PMUv3p9 has come without FEAT_FGT2: nothing but MDCR_EL2.TPM would keep the guest from PMUACR_EL1.
     """
-    if vm.design != PARTITIONED or vcpu.unsupported_cpu == 1 or vm.use_fgt == 0 or pe.core.fgt == 0:
+    if vcpu.residency != GUEST_OWNED or vm.use_fgt == 0 or pe.core.fgt == 0:
         return False
     if pe.core.pmuver >= PMUV3P9 and pe.core.fgt2 == 0:
         return False
@@ -109,8 +113,8 @@ def uses_fgt(pe: Pe, vm: Vm, vcpu: Vcpu) -> bool:
 
 
 def mdcr_hpmn(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
-    """State kvm_mdcr_hpmn(): the VM's count on a CPU that supports it, else all of this CPU's counters."""
-    if vm.design != PARTITIONED or vcpu.unsupported_cpu == 1:
+    """State kvm_mdcr_hpmn(): the VM's count where its counters are on this CPU, else all of this CPU's counters."""
+    if vcpu.residency != GUEST_OWNED:
         return pe.core.event_counters
     return vm.nr_counters
 
@@ -119,11 +123,11 @@ def setup_mdcr_el2(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
     """State kvm_arm_setup_mdcr_el2(): MDCR_EL2 while `vcpu` is loaded; E2PB and E2TB stay zero.
 
     HPME keeps the host's range counting while the guest's PMCR_EL0.E governs only its own, and HLP keeps its counters
-    as long as the host's PMCR_EL0.LP had them. On a CPU that cannot run the vCPU nothing is prohibited: all counters
-    are the host's there, in the first range.
+    as long as the host's PMCR_EL0.LP had them. Where the vCPU is FREE, or the CPU cannot run it, nothing is prohibited:
+    all counters are the host's there, in the first range.
     """
     mdcr = mdcr_hpmn(pe, vm, vcpu) | MDCR_HPME | MDCR_TPMS | MDCR_TTRF | MDCR_TDRA | MDCR_TDOSA
-    if vm.design == PARTITIONED and vcpu.unsupported_cpu == 0:
+    if vcpu.residency == GUEST_OWNED:
         if pe.core.pmuver >= PMUV3P5 and (pe.pmcr & PMCR_LP) != 0:
             mdcr |= MDCR_HLP
         if pe.core.pmuver >= PMUV3P1:
@@ -173,18 +177,6 @@ EXCLUDE_EL1_EL0 = (1 << FILTER_P) | (1 << FILTER_U)
 """The filter bits of a counter that is to count nothing of a guest's."""
 
 
-def event_allowed(vm: Vm, event: int) -> int:
-    """Return 1 where the VM's event filter lets `event` count.
-
-    SW_INCR, which is no hardware event, and CHAIN, which is hardly an event, are never filtered (Linux
-    Documentation/virt/kvm/devices/vcpu.rst, KVM_ARM_VCPU_PMU_V3_FILTER).
-    """
-    word = event >> 6
-    if word >= vm.filter_words or event in (SW_INCR, CHAIN):
-        return 1
-    return 1 - ((vm.denied[word] >> (event & 63)) & 1)
-
-
 def guest_evtyper_bits(pe: Pe) -> int:
     """Return the bits of PMEVTYPER<n>_EL0 that a guest has: NSH is RES0 without nested virtualization.
 
@@ -199,14 +191,14 @@ def effective_evtyper(pe: Pe, vm: Vm, evtyper: int) -> int:
     State kvm_pmu_apply_event_filter(). With NSK and NSU clear, P and U exclude Non-secure EL1 and EL0; no event counts
     at EL2, whatever userspace restored.
     """
-    if event_allowed(vm, evtyper & pmu.EVENT_FIELD) == 1:
+    if filters.event_allowed(vm, evtyper & pmu.EVENT_FIELD) == 1:
         return evtyper & guest_evtyper_bits(pe)
     return (evtyper & pmu.EVENT_FIELD) | EXCLUDE_EL1_EL0
 
 
 def effective_ccfiltr(pe: Pe, vm: Vm, ccfiltr: int) -> int:
     """Return what the hardware is given for a guest's PMCCFILTR_EL0; the filter knows the counter as CPU_CYCLES."""
-    if event_allowed(vm, CPU_CYCLES) == 1:
+    if filters.event_allowed(vm, CPU_CYCLES) == 1:
         return ccfiltr & pmu.filter_bits(pe) & ~(1 << FILTER_NSH)
     return EXCLUDE_EL1_EL0
 
@@ -215,14 +207,20 @@ def effective_ccfiltr(pe: Pe, vm: Vm, ccfiltr: int) -> int:
 
 
 def vcpu_load(pe: Pe, host: HostContext, vm: Vm, vcpu: Vcpu, supported: int) -> None:
-    """State kvm_vcpu_load_pmu() of a partitioned VM: take the guest's counters and fill them.
+    """State kvm_vcpu_load_pmu(): take the guest's counters and fill them, if its design and its state ask for that.
 
     `supported` is 0 where this CPU cannot run the vCPU, which is noticed before anything else is done. The caller has
     moved host events out of the guest's counters.
     """
+    load_as(pe, host, vm, vcpu, supported, lazy.residency_at_load(vm, vcpu))
+
+
+def load_as(pe: Pe, host: HostContext, vm: Vm, vcpu: Vcpu, supported: int, residency: int) -> None:
+    """Load a vCPU as FREE or as GUEST_OWNED; on a CPU that cannot run it nothing of it comes to the CPU."""
     vcpu.loaded = 1
     vcpu.loads += 1
     vcpu.unsupported_cpu = 1 - supported
+    vcpu.residency = residency & supported
     host.pmcr = pe.pmcr
     host.selr = pe.selr
     host.userenr = pe.userenr
@@ -230,8 +228,20 @@ def vcpu_load(pe: Pe, host: HostContext, vm: Vm, vcpu: Vcpu, supported: int) -> 
     pe.mdcr_el2 = setup_mdcr_el2(pe, vm, vcpu)
     pe.hdfgrtr_el2 = hdfgrtr(pe, vm, vcpu)
     pe.hdfgwtr_el2 = hdfgwtr(pe, vm, vcpu)
-    if supported == 1:
+    if vcpu.residency == GUEST_OWNED:
         load_registers(pe, vm, vcpu)
+    elif supported == 1:
+        trap_everything(pe)
+
+
+def trap_everything(pe: Pe) -> None:
+    """State __activate_traps_common(): all that EL1 and EL0 access is to trap to EL2, by MDCR_EL2.TPM.
+
+    PMUSERENR_EL0 is wide open, or EL0's accesses would go to EL1 first; PMSELR_EL0 selects a counter that exists, or
+    PMXEVCNTR_EL0 and PMXEVTYPER_EL0 could be UNDEFINED.
+    """
+    pe.selr = 0
+    pe.userenr = GUEST_PMUSERENR
 
 
 def load_registers(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
@@ -257,7 +267,7 @@ def load_registers(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
 
 def vcpu_put(pe: Pe, host: HostContext, vm: Vm, vcpu: Vcpu) -> None:
     """State kvm_vcpu_put_pmu(): keep the guest's registers, leave its counters idle and the host's state restored."""
-    if vcpu.unsupported_cpu == 0:
+    if vcpu.residency == GUEST_OWNED:
         save_registers(pe, vm, vcpu)
     pe.pmcr = host.pmcr
     pe.selr = host.selr
@@ -265,6 +275,7 @@ def vcpu_put(pe: Pe, host: HostContext, vm: Vm, vcpu: Vcpu) -> None:
     pe.mdcr_el2 = host.mdcr_el2
     pe.hdfgrtr_el2 = 0
     pe.hdfgwtr_el2 = 0
+    vcpu.residency = FREE
     vcpu.loaded = 0
     vcpu.puts += 1
 
@@ -295,7 +306,7 @@ def handle_irq(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
     """
     flags = pe.ovs
     pe.ovs = 0
-    if vcpu.loaded == 0 or vcpu.unsupported_cpu == 1:
+    if vcpu.residency != GUEST_OWNED:
         return flags
     mine = flags & guest_mask(vm)
     vcpu.ovs |= mine
@@ -305,22 +316,23 @@ def handle_irq(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
 
 
 def overflow_status(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
-    """Return the guest's PMOVS: its virtual state and what its counters have overflowed since."""
-    return (vcpu.ovs | pe.ovs) & guest_mask(vm)
+    """Return the guest's PMOVS: its virtual state and what its counters on this CPU have overflowed since."""
+    return (vcpu.ovs | (pe.ovs & -vcpu.residency)) & guest_mask(vm)
 
 
 def flush_hwstate(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
     """State kvm_pmu_flush_hwstate(), on entry: set the guest's interrupt line by the architecture's level rule."""
-    level = pmu.nonzero(overflow_status(pe, vm, vcpu) & pe.inten) & (pe.pmcr & PMCR_E)
+    inten = vcpu.inten
+    pmcr = vcpu.pmcr
+    if vcpu.residency == GUEST_OWNED:
+        inten = pe.inten
+        pmcr = pe.pmcr
+    level = pmu.nonzero(overflow_status(pe, vm, vcpu) & inten) & (pmcr & PMCR_E)
     vcpu.injected += level & (1 - vcpu.irq_level)
     vcpu.irq_level = level
 
 
 # ---- trapped accesses -------------------------------------------------------------------------------------
-
-DONE = 0
-UNDEF = 1
-"""What a handler says of an access: carried out, or the guest takes an Undefined Instruction exception."""
 
 
 def selected_is_bad(pe: Pe, vm: Vm, key: int) -> bool:
@@ -379,22 +391,12 @@ def trapped_read(pe: Pe, vm: Vm, vcpu: Vcpu, key: int) -> int:
     elif key == PMCR_EL0:
         vcpu.value = (pmu.read(pe, EL2, key) & ~(0x1F << PMCR_N_SHIFT)) | (vm.nr_counters << PMCR_N_SHIFT)
     elif key in (PMCEID0_EL0, PMCEID1_EL0):
-        vcpu.value = allowed_pmceid(pe, vm, key - PMCEID0_EL0)
+        vcpu.value = pmu.read(pe, EL2, key) & filters.allowed_pmceid(vm, key - PMCEID0_EL0)
     elif key == PMMIR_EL1:
         vcpu.value = 0
     else:
         vcpu.value = pmu.read(pe, EL2, counter_key(pe, key))
     return DONE
-
-
-def allowed_pmceid(pe: Pe, vm: Vm, which: int) -> int:
-    """Return PMCEID<which>_EL0 without the events that the VM's filter denies."""
-    value = pmu.read(pe, EL2, PMCEID0_EL0 + which)
-    allowed = 0
-    for bit in range(32):
-        allowed |= event_allowed(vm, bit + 32 * which) << bit
-        allowed |= event_allowed(vm, 0x4000 + bit + 32 * which) << (bit + 32)
-    return value & allowed
 
 
 def trapped_write(pe: Pe, vm: Vm, vcpu: Vcpu, el: int, key: int, value: int) -> int:

@@ -112,7 +112,7 @@ def account(t: Timeline, c: int, until: int) -> None:
         return
     v = task.preempt_notifier
     if v != NO_VCPU:
-        worlds.vcpu_enter(t.world, c, v)
+        worlds.vcpu_enter(t.world, c, v, until - passed)
     for kind in range(len(t.kinds)):
         account_kind(t, c, kind, passed)
     if v != NO_VCPU:
@@ -252,7 +252,10 @@ def change_task(t: Timeline, c: int) -> None:
         if number == NO_TASK:
             break
         v = t.world.host.tasks[number].preempt_notifier
-        if v == NO_VCPU or t.world.vcpus[v].unsupported_cpu == 0:
+        if v == NO_VCPU:
+            break
+        if t.world.vcpus[v].unsupported_cpu == 0:
+            worlds.check_requests(t.world, c, v, t.now)
             break
         sched.go_to_sleep(t.world.host, c)
         worlds.switch_out(t.world, c, t.now)

@@ -1,7 +1,7 @@
-"""The host with its VMs: what happens to a vCPU when the scheduler moves its thread.
+"""The host with its VMs: the life of a vCPU of any design, when the scheduler moves its thread and when it runs.
 
-A vCPU is loaded when its thread comes to a CPU and put when it leaves (kvm_sched_in, kvm_sched_out). Around a load the
-`partitioned` design takes the guest's counters from the host's perf, and gives them back at put.
+A vCPU is loaded when its thread comes to a CPU and put when it leaves (kvm_sched_in, kvm_sched_out). Around a load as
+GUEST_OWNED the guest's counters are taken from the host's perf, and given back at put.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Annotated
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.pmu import reset as pmu_reset
 from pmuvisor.arch.sysreg import INSTRUCTION
-from pmuvisor.kvm import partitioned, pmu, vcpu
-from pmuvisor.kvm.vcpu import PARTITIONED, HostContext, Vcpu, Vm
+from pmuvisor.kvm import emulated, lazy, partitioned, pmu, vcpu
+from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, GUEST_OWNED, HostContext, Vcpu, Vm
 from pmuvisor.linux import arm_pmuv3, perf, sched
 from pmuvisor.linux.host import NO_TASK, NO_VCPU, Cpu, Host
-from pmuvisor.records import Each, LedgerCount, record
+from pmuvisor.records import Each, record
 
 
 @record
@@ -26,12 +26,8 @@ class World:
     saved: Annotated[list[HostContext], Each("cpus")]
     """What the host needs back on each CPU."""
     vms: Annotated[list[Vm], Each("vms")]
-    pmu_of: Annotated[list[int], Each("vms", 8)]
-    """The PMU that each VM is tied to (KVM_ARM_VCPU_PMU_V3_SET_PMU): its vCPUs run on that one's CPUs only."""
     vcpus: Annotated[list[Vcpu], Each("vcpus")]
     vm_of: Annotated[list[int], Each("vcpus", 8)]
-    rescheduled: LedgerCount
-    """How often host events were taken off their counters, and put back on others, for a vCPU's sake."""
 
 
 def boot_cpu(cpu: Cpu, pe: Pe, number: int) -> None:
@@ -47,6 +43,18 @@ def boot_cpu(cpu: Cpu, pe: Pe, number: int) -> None:
     arm_pmuv3.reset(cpu)
 
 
+def create_vcpu(world: World, v: int, vm: int, task: int, first_event: int) -> None:
+    """State kvm_arch_vcpu_create() and KVM_ARM_VCPU_INIT: vCPU `v` of a VM, run by a thread, its registers reset.
+
+    `first_event` is where its perf events begin in `Host.events`.
+    """
+    world.vm_of[v] = vm
+    world.vcpus[v].task = task
+    world.vcpus[v].first_event = first_event
+    world.host.tasks[task].preempt_notifier = v
+    vcpu.reset_registers(world.host.cpus[0].pe.core, world.vms[vm], world.vcpus[v])
+
+
 # ---- the guest's counters, while it is there ---------------------------------------------------------------
 
 
@@ -59,18 +67,18 @@ def taken_counters(world: World, vm: int) -> int:
     return partitioned.guest_mask(world.vms[vm]) | (1 << INSTRUCTION)
 
 
-def reserve_counters(world: World, c: int, vm: int, now: int) -> None:
+def reserve_counters(world: World, c: int, v: int, now: int) -> None:
     """Take a guest's counters from the host, on one CPU: events that occupy them are moved, if there are any."""
     hw = world.host.cpus[c].hw
-    taken = taken_counters(world, vm)
+    taken = taken_counters(world, world.vm_of[v])
     if hw.used_mask & taken != 0:
-        world.rescheduled += 1
+        world.vcpus[v].rescheduled += 1
         perf.perf_pmu_resched_update(world.host, c, hw.cntr_mask & ~taken, now)
     else:
         hw.cntr_mask &= ~taken
 
 
-def release_counters(world: World, c: int, now: int) -> None:
+def release_counters(world: World, c: int, v: int, now: int) -> None:
     """Give the counters back. Host events that have to wait for one are tried again at once."""
     cpu = world.host.cpus[c]
     counters = arm_pmuv3.all_counters(cpu)
@@ -78,7 +86,7 @@ def release_counters(world: World, c: int, now: int) -> None:
     if cpu.current != NO_TASK:
         waiting |= world.host.tasks[cpu.current].ctx.rotate_necessary
     if waiting == 1:
-        world.rescheduled += 1
+        world.vcpus[v].rescheduled += 1
         perf.perf_pmu_resched_update(world.host, c, counters, now)
     else:
         cpu.hw.cntr_mask = counters
@@ -87,40 +95,89 @@ def release_counters(world: World, c: int, now: int) -> None:
 # ---- load and put -----------------------------------------------------------------------------------------
 
 
+def is_supported(world: World, c: int, v: int) -> int:
+    """Return 1 where the vCPU can run on CPU `c` (kvm->arch.supported_cpus, vcpu_set_on_unsupported_cpu)."""
+    return (world.vms[world.vm_of[v]].supported_pmus >> world.host.cpus[c].pmu) & 1
+
+
 def vcpu_load(world: World, c: int, v: int, now: int) -> None:
-    """State kvm_arch_vcpu_load(), as far as the PMU goes. A CPU of another PMU is noticed before anything is done."""
+    """State kvm_arch_vcpu_load(), as far as the PMU goes. Whether the CPU can run the vCPU is asked before all else."""
+    load_as(world, c, v, lazy.residency_at_load(world.vms[world.vm_of[v]], world.vcpus[v]), now)
+
+
+def load_as(world: World, c: int, v: int, residency: int, now: int) -> None:
+    """Load a vCPU on CPU `c`, with its PMU if `residency` is GUEST_OWNED."""
     cpu = world.host.cpus[c]
-    vm = world.vm_of[v]
-    supported = int(world.pmu_of[vm] == cpu.pmu)
-    takes = supported == 1 and world.vms[vm].design == PARTITIONED
+    vm = world.vms[world.vm_of[v]]
+    supported = is_supported(world, c, v)
+    takes = supported == 1 and residency == GUEST_OWNED
     if takes:
-        reserve_counters(world, c, vm, now)
-    partitioned.vcpu_load(cpu.pe, world.saved[c], world.vms[vm], world.vcpus[v], supported)
+        reserve_counters(world, c, v, now)
+    partitioned.load_as(cpu.pe, world.saved[c], vm, world.vcpus[v], supported, residency)
     if takes:
         cpu.hw.guest_resident = 1
         arm_pmuv3.armpmu_enable(cpu)
+    if vm.design == FIXED_COUNTERS_ONLY:
+        emulated.load_pmu(world.host, c, world.vcpus[v])
     pmu.restore_guest(cpu)
 
 
 def vcpu_put(world: World, c: int, v: int, now: int) -> None:
     """State kvm_arch_vcpu_put(), as far as the PMU goes."""
     cpu = world.host.cpus[c]
-    vm = world.vm_of[v]
     pmu.restore_host(cpu)
-    partitioned.vcpu_put(cpu.pe, world.saved[c], world.vms[vm], world.vcpus[v])
+    partitioned.vcpu_put(cpu.pe, world.saved[c], world.vms[world.vm_of[v]], world.vcpus[v])
     if cpu.hw.guest_resident == 1:
         cpu.hw.guest_resident = 0
-        release_counters(world, c, now)
+        release_counters(world, c, v, now)
         arm_pmuv3.armpmu_enable(cpu)
 
 
-def vcpu_enter(world: World, c: int, v: int) -> None:
+def set_guest_ownership(world: World, c: int, v: int, now: int) -> None:
+    """Make a lazy vCPU that is FREE the owner of its PMU: a full put and load, which nothing preempts.
+
+    On the model of kvm_debug_set_guest_ownership(), in the preemptible kernel. The guest then executes again the
+    instruction that has trapped.
+    """
+    vcpu_put(world, c, v, now)
+    load_as(world, c, v, GUEST_OWNED, now)
+
+
+def vcpu_reset(world: World, c: int, v: int, now: int) -> None:
+    """Reset the PMU of a vCPU that is not loaded (KVM_ARM_VCPU_INIT), in its thread on CPU `c`."""
+    vm = world.vms[world.vm_of[v]]
+    if is_emulated(vm):
+        emulated.vcpu_reset(world.host, c, vm, world.vcpus[v], now)
+    vcpu.reset_registers(world.host.cpus[c].pe.core, vm, world.vcpus[v])
+
+
+def is_emulated(vm: Vm) -> bool:
+    """Tell whether the VM's counters are perf events."""
+    return vm.design in (EMULATED, FIXED_COUNTERS_ONLY)
+
+
+def vcpu_enter(world: World, c: int, v: int, now: int) -> None:
     """Enter the guest of the vCPU that is loaded on CPU `c`: requests first, then its interrupt line."""
+    check_requests(world, c, v, now)
+    vcpu.guest_enter(world.host.cpus[c].pe)
+    flush_hwstate(world, c, v)
+
+
+def check_requests(world: World, c: int, v: int, now: int) -> None:
+    """State check_vcpu_requests(): KVM_REQ_RELOAD_PMU and KVM_REQ_RESYNC_PMU_EL0."""
     cpu = world.host.cpus[c]
+    if world.vcpus[v].reload_pmu == 1:
+        world.vcpus[v].reload_pmu = 0
+        vm = world.vms[world.vm_of[v]]
+        if is_emulated(vm):
+            emulated.reload_pmu(world.host, c, vm, world.vcpus[v], now)
     if cpu.hw.resync_el0 == 1:
         pmu.restore_guest(cpu)
-    vcpu.guest_enter(cpu.pe)
-    partitioned.flush_hwstate(cpu.pe, world.vms[world.vm_of[v]], world.vcpus[v])
+
+
+def flush_hwstate(world: World, c: int, v: int) -> None:
+    """State kvm_pmu_flush_hwstate(): set the guest's interrupt line, on entry."""
+    partitioned.flush_hwstate(world.host.cpus[c].pe, world.vms[world.vm_of[v]], world.vcpus[v])
 
 
 def vcpu_exit(world: World, c: int) -> None:
@@ -140,7 +197,10 @@ def handle_irq(world: World, c: int, v: int) -> int:
         flags = partitioned.handle_irq(cpu.pe, world.vms[world.vm_of[v]], world.vcpus[v])
     if flags == 0:
         return 0
-    return arm_pmuv3.handle_irq(world.host, c, flags)
+    samples = arm_pmuv3.handle_irq(world.host, c, flags)
+    if v != NO_VCPU and is_emulated(world.vms[world.vm_of[v]]):
+        emulated.handle_overflows(world.host, c, world.vms[world.vm_of[v]], world.vcpus[v])
+    return samples
 
 
 # ---- a switch of tasks ------------------------------------------------------------------------------------
@@ -148,6 +208,9 @@ def handle_irq(world: World, c: int, v: int) -> int:
 
 def switch_out(world: World, c: int, now: int) -> int:
     """The task on CPU `c` leaves it, and the vCPU that it runs is put (kvm_sched_out). Return the task, or NO_TASK."""
+    leaving = world.host.cpus[c].current
+    if leaving != NO_TASK:
+        note_events_switched(world, world.host.tasks[leaving].preempt_notifier)
     number = sched.sched_out(world.host, c, now)
     if number != NO_TASK:
         v = world.host.tasks[number].preempt_notifier
@@ -161,6 +224,13 @@ def switch_in(world: World, c: int, now: int) -> int:
     number = sched.sched_in(world.host, c, now)
     if number != NO_TASK:
         v = world.host.tasks[number].preempt_notifier
+        note_events_switched(world, v)
         if v != NO_VCPU:
             vcpu_load(world, c, v, now)
     return number
+
+
+def note_events_switched(world: World, v: int) -> None:
+    """Enter into a vCPU's ledger that those of its perf events that are active are switched with its thread."""
+    if v != NO_VCPU and is_emulated(world.vms[world.vm_of[v]]):
+        world.vcpus[v].perf_switched += emulated.active_events(world.host, world.vcpus[v])

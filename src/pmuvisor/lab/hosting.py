@@ -15,22 +15,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pmuvisor import records
-from pmuvisor.arch import pmu
 from pmuvisor.arch.cores import Core, make_pe
 from pmuvisor.arch.events import INST_RETIRED
-from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.unpredictable import choices_reached
 from pmuvisor.board.hosted import HostedMachine
-from pmuvisor.board.machine import Config, Kvm, Outcome, Status
-from pmuvisor.board.vpmu import COUNTED_EVENTS, DECODED, LANE_OF_EVENT
-from pmuvisor.kvm import timeline, vcpu, world
+from pmuvisor.board.lanes import COUNTED_EVENTS
+from pmuvisor.board.machine import DESIGNS, KVM_PMUVER_LIMIT, Config, Kvm, Outcome, Status
+from pmuvisor.board.place import HostCpu
+from pmuvisor.kvm import timeline, world
 from pmuvisor.kvm.timeline import Timeline
-from pmuvisor.kvm.vcpu import PARTITIONED, Vcpu, Vm
-from pmuvisor.kvm.world import World
+from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, Vcpu, Vm
 from pmuvisor.lab import run
 from pmuvisor.lab.compiled_host import CompiledHost
 from pmuvisor.lab.scenario import Activity, PerfSpec, Scenario, VmSpec
-from pmuvisor.linux import activity, perf, sched
+from pmuvisor.linux import perf, sched
 from pmuvisor.linux.activity import NEVER
 from pmuvisor.linux.host import (
     ANY_CPU,
@@ -134,66 +132,6 @@ class HostingResult:
         }
 
 
-# ---- a vCPU of a board on the host's CPUs ------------------------------------------------------------------
-
-
-class HostCpu:
-    """The CPU of the host on which a vCPU is loaded."""
-
-    def __init__(self, of: World, v: int) -> None:
-        self.world = of
-        self.v = v
-        self.c = 0
-
-    @property
-    def pe(self) -> Pe:
-        """Return the PMU of that CPU."""
-        return self.world.host.cpus[self.c].pe
-
-    @property
-    def sees_all(self) -> bool:
-        """Tell whether somebody on the host wants to know what the guest executes."""
-        cpu, task = self.world.host.cpus[self.c], self.world.host.tasks[self.v]
-        return cpu.ctx.nr_pinned + cpu.ctx.nr_flexible + task.ctx.nr_pinned + task.ctx.nr_flexible > 0
-
-    @property
-    def detail(self) -> bool:
-        """Tell whether it is loads, stores or branches that somebody wants to know of."""
-        host = self.world.host
-        for ctx in (host.cpus[self.c].ctx, host.tasks[self.v].ctx):
-            for leader in [*ctx.pinned[: ctx.nr_pinned], *ctx.flexible[: ctx.nr_flexible]]:
-                while leader != NO_EVENT:
-                    event = host.events[leader]
-                    if LANE_OF_EVENT.get(event.config) in DECODED and pmu.is_implemented(self.pe, event.config):
-                        return True
-                    leader = event.next_sibling
-        return False
-
-    def load(self, vm: Vm, guest: Vcpu) -> None:
-        """Enter the guest: the scheduler has loaded the vCPU."""
-        world.vcpu_enter(self.world, self.c, self.v)
-
-    def put(self, vm: Vm, guest: Vcpu) -> None:
-        """Exit the guest: the host has something to do."""
-        world.vcpu_exit(self.world, self.c)
-
-    def interrupt(self, vm: Vm, guest: Vcpu) -> None:
-        """PMUIRQ: of a counter of the guest's or the host's."""
-        world.vcpu_exit(self.world, self.c)
-        world.handle_irq(self.world, self.c, self.v)
-        world.vcpu_enter(self.world, self.c, self.v)
-
-    def note(self, el: int, amounts: list[int]) -> None:
-        """Note in the host's events what the guest has executed."""
-        host = self.world.host
-        for event, lane in LANE_OF_EVENT.items():
-            amount = amounts[lane]
-            if amount and pmu.is_implemented(self.pe, event):
-                el0, other = (amount, 0) if el == 0 else (0, amount)
-                for ctx in (host.cpus[self.c].ctx, host.tasks[self.v].ctx):
-                    activity.note_context(host, self.c, ctx, event, 1, el0, other)
-
-
 @dataclasses.dataclass
 class _Vm:
     """A VM while it runs. Its vCPUs are threads `first` and up."""
@@ -233,9 +171,13 @@ class Hosting:
             self._vms.append(_Vm(spec, first))
             first += spec.vcpus
         self._vcpus = first
+        self._counters = max(core.event_counters for core in scenario.host.cpus)
+        emulated = any(DESIGNS[vm.design] in (EMULATED, FIXED_COUNTERS_ONLY) for vm in scenario.vms)
+        self._pmcs = self._counters + 1 if emulated else 0
+        """Perf events of a vCPU for its own counters; those of all vCPUs come before those of sessions."""
         self.t: Timeline = records.new(Timeline, self._sizes())
         self.host = self.t.world.host
-        self._events = 0
+        self._events = self._vcpus * self._pmcs
         self._opened: dict[str, list[tuple[str, list[int]]]] = {}
         self._closed: dict[str, list[SessionResult]] = {}
         self._set_up(show)
@@ -251,12 +193,12 @@ class Hosting:
             "cpus": len(s.host.cpus),
             "cpu_words": (len(s.host.cpus) + 31) // 32,
             "tasks": tasks,
-            "events": max(1, events),
-            "context_events": max(1, sum(len(spec.groups) * len(spec.cores) for spec in s.perf)),
+            "events": max(1, events + self._vcpus * self._pmcs),
+            "context_events": max(1, self._pmcs + sum(len(spec.groups) * len(spec.cores) for spec in s.perf)),
             "vms": max(1, len(s.vms)),
             "vcpus": max(1, self._vcpus),
             "filter_words": 0,
-            "event_counters": max(core.event_counters for core in s.host.cpus),
+            "event_counters": self._counters,
             "counter_width": 64,
             "kinds": len(s.kinds),
             "entries": len(s.host.cpus) + tasks,
@@ -294,29 +236,34 @@ class Hosting:
 
     def _set_up_vm(self, number: int, vm: _Vm, show: Callable[[str, bytes], None] | None) -> None:
         spec, of = vm.spec, self.t.world
-        of.pmu_of[number] = self.scenario.host.cores.index(spec.core)
         guest = of.vms[number]
-        guest.design, guest.use_fgt, guest.nr_counters = PARTITIONED, int(spec.fgt), spec.counters
+        guest.design, guest.use_fgt, guest.nr_counters = DESIGNS[spec.design], int(spec.fgt), spec.counters
+        guest.pmuver = min(KVM_PMUVER_LIMIT, *(core.pmuver for core in self.scenario.host.cores))
+        guest.pmu = self.scenario.host.cores.index(spec.core)
+        guest.supported_pmus = self._supported_pmus(spec)
         for v, cpus in zip(vm.threads(), spec.cpus, strict=True):
-            of.vm_of[v] = number
-            vcpu.reset(of.vcpus[v])
+            world.create_vcpu(of, v, number, v, v * self._pmcs)
             if spec.activity is not None:
                 self._program_guest(of.vcpus[v], spec.counters)
-                self._set_up_task(v, cpus, spec.activity)
-            else:
-                self._set_up_task(v, cpus, None)
-            self.host.tasks[v].preempt_notifier = v
+            self._set_up_task(v, cpus, spec.activity, v)
         if spec.activity is None:
             self._set_up_machine(vm, guest, show)
+
+    def _supported_pmus(self, spec: VmSpec) -> int:
+        """Return the PMUs on whose CPUs a VM runs: its own, or all."""
+        if spec.runs_anywhere:
+            return (1 << len(self.scenario.host.cores)) - 1
+        return 1 << self.scenario.host.cores.index(spec.core)
 
     @staticmethod
     def _program_guest(guest: Vcpu, counters: int) -> None:
         """A guest that is described by rates counts its cycles all the time, and its instructions if it can."""
         guest.pmcr |= 1
         guest.cnten = 1 << 31
+        guest.inten = guest.ovs = guest.ccntr = 0
         if counters:
             guest.cnten |= 1
-            guest.evtyper[0] = INST_RETIRED
+            guest.evtyper[0], guest.evcntr[0] = INST_RETIRED, 0
 
     def _set_up_machine(self, vm: _Vm, guest: Vm, show: Callable[[str, bytes], None] | None) -> None:
         spec = vm.spec
@@ -335,16 +282,16 @@ class Hosting:
         if show is not None:
             vm.console = run.Console(lambda data: show(spec.name, data))
         vm.places = [HostCpu(self.t.world, v) for v in vm.threads()]
-        kvm = Kvm(guest, [self.t.world.vcpus[v] for v in vm.threads()], vm.places)
+        kvm = Kvm(guest, vm.places)
 
         def make(config: Config, output: Callable[[bytes], None]) -> HostedMachine:
             return HostedMachine(config, output, kvm)
 
         vm.machine = run.prepare_as(make, request, vm.console.write)
 
-    def _set_up_task(self, number: int, cpus: int, of: Activity | None) -> None:
+    def _set_up_task(self, number: int, cpus: int, of: Activity | None, v: int = NO_VCPU) -> None:
         task = self.host.tasks[number]
-        task.preempt_notifier = NO_VCPU
+        task.preempt_notifier = v
         for word in range(len(task.allowed)):
             task.allowed[word] = cpus >> (32 * word) & 0xFFFF_FFFF
         task.cpu = (cpus & -cpus).bit_length() - 1
@@ -627,7 +574,7 @@ class Hosting:
                 "switches": sum(cpu.switches for cpu in self.host.cpus),
                 "interrupts": self.t.interrupts,
                 "rotations": self.t.rotations,
-                "rescheduled": self.t.world.rescheduled,
+                "rescheduled": sum(v.rescheduled for v in self.t.world.vcpus),
             },
         )
 
@@ -643,7 +590,7 @@ class Hosting:
             ledger = _ledger([of.vcpus[v] for v in vm.threads()])
         unpredictable = 0
         for cpu in self.host.cpus:
-            if cpu.pmu == of.pmu_of[number]:
+            if (of.vms[number].supported_pmus >> cpu.pmu) & 1:
                 unpredictable |= cpu.pe.unpredictable
         return VmResult(
             name=spec.name,

@@ -50,7 +50,7 @@ class Request:
 
     def config(self) -> Config:
         """Return the machine that this run needs."""
-        return Config(self.core, self.memory, self.vcpus, self.counters, self.fgt)
+        return Config(self.core, self.memory, self.vcpus, self.counters, self.fgt, self.design)
 
 
 @dataclasses.dataclass(frozen=True)

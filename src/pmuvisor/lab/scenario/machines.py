@@ -9,7 +9,7 @@ from pathlib import Path
 from pmuvisor.arch.cores import Core
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED, SW_INCR
 from pmuvisor.board.fdt import MAX_BOOTARGS
-from pmuvisor.board.machine import Config, CountError
+from pmuvisor.board.machine import DESIGNS, Config, CountError
 from pmuvisor.lab import reading
 from pmuvisor.lab.reading import FLAG, MICROSECOND, MILLISECOND, SECOND, KeyProblem, Problem, Table
 from pmuvisor.lab.run import LINUX_BOOTARGS
@@ -40,7 +40,6 @@ CODE = ("memory", "kernel", "initrd", "append")
 """Keys of a VM whose guest has code; those of `ACTIVITY` are of one that has none."""
 VM = ("name", "guest", "vcpus", "core", "cpus", "counters", "design", "fgt", *CODE, *ACTIVITY)
 TASK = ("name", "number", "cpus", *ACTIVITY)
-DESIGNS = ("partitioned",)
 
 DURATION = reading.time(MICROSECOND, 1000 * SECOND)
 TURN = reading.time(10 * MICROSECOND, 10 * SECOND)
@@ -128,15 +127,18 @@ def vm_of(table: Table, host: HostSpec, folder: Path) -> VmSpec:
     if guest != "linux":
         _check_keys(table, ("kernel",), "guest linux")
     vcpus = table.take_or("vcpus", reading.number(1, MAX_BUSY_VCPUS if busy else MAX_VCPUS), 1)
-    core, cpus = _where(table, host, vcpus)
+    design = reading.chosen(table.values.get("design", "partitioned"), table.key("design"), list(DESIGNS))
+    runs_anywhere = design == "fixed-counters-only" or (design == "emulated" and "core" not in table)
+    core, cpus = _where(table, host, vcpus, runs_anywhere)
     return VmSpec(
         name=name,
         guest=guest,
         vcpus=vcpus,
         core=core,
         cpus=cpus,
-        counters=_counters(table, core, host),
-        design=reading.chosen(table.values.get("design", DESIGNS[0]), table.key("design"), DESIGNS),
+        counters=_counters(table, core, host, design),
+        design=design,
+        runs_anywhere=runs_anywhere,
         fgt=table.take_or("fgt", FLAG, True),
         activity=_activity(table, [core]) if busy else None,
         memory=0 if busy else table.take_or("memory", reading.size(1 << 20, 64 << 30), 256 << 20),
@@ -190,8 +192,8 @@ def _append(table: Table) -> str:
     return words
 
 
-def _where(table: Table, host: HostSpec, vcpus: int) -> tuple[Core, tuple[int, ...]]:
-    """Return the PMU that the VM is tied to, and by vCPU the CPUs that it may use."""
+def _where(table: Table, host: HostSpec, vcpus: int, anywhere: bool) -> tuple[Core, tuple[int, ...]]:
+    """Return the PMU that the VM is tied to, and by vCPU the CPUs that it may use: by default its core's, or all."""
     key = table.key("cpus")
     masks: tuple[int, ...] = ()
     if isinstance(table.values.get("cpus"), list):
@@ -204,10 +206,11 @@ def _where(table: Table, host: HostSpec, vcpus: int) -> tuple[Core, tuple[int, .
     core = host.cpus[min((cpus_of(mask)[0] for mask in masks), default=0)]
     if "core" in table:
         core = core_of_host(table.values["core"], table.key("core"), host)
-    return core, masks or (host.mask_of(core),) * vcpus
+    everywhere = (1 << len(host.cpus)) - 1
+    return core, masks or (everywhere if anywhere else host.mask_of(core),) * vcpus
 
 
-def _counters(table: Table, core: Core, host: HostSpec) -> int:
+def _counters(table: Table, core: Core, host: HostSpec, design: str) -> int:
     """Return how many event counters the guest gets. Without the key, as many as a guest alone, if the host lets it."""
     wanted = None
     limit = host.max_guest_counters
@@ -216,7 +219,8 @@ def _counters(table: Table, core: Core, host: HostSpec) -> int:
         if wanted > limit:
             raise KeyProblem(table.key("counters"), str(wanted), f"at most {limit}, host.max_guest_counters")
     try:
-        return Config(core, counters=min(Config(core, counters=wanted).guest_counters(), limit)).guest_counters()
+        given = min(Config(core, counters=wanted, design=design).guest_counters(), limit)
+        return Config(core, counters=given, design=design).guest_counters()
     except CountError as error:
         raise Problem(f"{table.key('counters')}: {str(error).removeprefix('counters ')}") from None
 

@@ -68,6 +68,10 @@ class VmSpec:
     counters: int
     """Event counters of the guest, which `core` can give it and `max_guest_counters` allows."""
     design: str
+    """One of `board.machine.DESIGNS`."""
+    runs_anywhere: bool
+    """Its vCPUs enter their guest on every CPU of the host: of `fixed-counters-only`, which has all PMUs, and of
+    `emulated` where no PMU was asked for, whose counters then stop on CPUs of another core."""
     fgt: bool
     """The host uses fine-grained traps for it, where the core has them."""
     activity: Activity | None
