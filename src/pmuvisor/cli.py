@@ -134,7 +134,9 @@ implementation (docs/conformance.md). Exit status: 0 no mismatch, 1 some, 2 bad 
 def _add_conform(conform: argparse.ArgumentParser) -> None:
     conform.add_argument("operations", metavar="OPS", type=_file, help="file of operations, plain or gzip")
     conform.add_argument("answers", metavar="RES", type=_file, help="file of the answers to them, plain or gzip")
-    conform.add_argument("--reference", required=True, choices=["bare", "part"], help="which implementation answered")
+    conform.add_argument(
+        "--reference", required=True, choices=["bare", "part", "el1"], help="which implementation answered"
+    )
     conform.add_argument("--json", action="store_true", help="print the result as JSON")
     conform.set_defaults(handler=_conform)
 

@@ -158,7 +158,7 @@ def test_cpu_on_resets_the_pmu_of_the_vcpu() -> None:
     p.mov(8, 1)(msr(sysreg.PMCNTENSET_EL0, 8), msr(sysreg.PMEVCNTR0_EL0, 8), msr(sysreg.PMINTENSET_EL1, 8))
     b = board(p.psci(PSCI_CPU_OFF), vcpus=2)
     assert b.run().status is Status.POWEROFF
-    # Linux reset_unknown(), 0x1de7ec7edbadc0de, of the counters that the guest has, and of 32 bits of a counter's value.
+    # Linux reset_unknown(), 0x1de7ec7edbadc0de: of the counters that the guest has, and 32 bits of a counter.
     assert [b.result(n) for n in range(3)] == [0x8000_001E, 0xDBAD_C0DE, 0x8000_001E]
 
 

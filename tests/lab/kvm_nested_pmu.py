@@ -42,6 +42,9 @@ CYCLE = 31
 
 
 class NestedKvmPmu:
+    evtyper_mask = 0xFC00_FFFF
+    """kvm_pmu_evtyper_mask, of a guest that is shown EL2 and EL3."""
+
     def __init__(self) -> None:
         self.pmcr = self.cnten = self.inten = self.ovs = self.selr = self.userenr = 0
         self.counter = [0] * 32
@@ -143,7 +146,7 @@ class NestedKvmPmu:
     def write(self, el: int, register: int, i: int, value: int) -> None:
         mask = value & COUNTERS & ~(self.hyp() if el < 2 else 0)
         if register in (XEVTYPER, CCFILTR) or register >= EVTYPER:
-            self.evtyper[i] = value & 0xFC00_FFFF
+            self.evtyper[i] = value & self.evtyper_mask
         elif register in (XEVCNTR, CCNTR) or register >= EVCNTR:
             self.counter[i] = value
         elif register == PMCR:
@@ -194,3 +197,13 @@ class NestedKvmPmu:
             self.ovs |= 1 << n
             if n % 2 == 0 and not long:
                 self.increment(2 << n, 0x1E)
+
+
+class GuestKvmPmu(NestedKvmPmu):
+    """The same for a guest without a virtual EL2, which runs at EL1 what it would at EL2."""
+
+    evtyper_mask = 0xC800_FFFF
+    """It is shown no EL3."""
+
+    def answer(self, el: int, write: int, register: int, value: int) -> Answer:
+        return super().answer(min(el, 1), write, register, value)

@@ -295,7 +295,11 @@ BAD: list[tuple[str, object, str]] = [
     ("vm[0].counters", 6, "vm[0].counters: 6: expected at most 5, host.max_guest_counters"),
     ("vm[0].counters", 0, f"vm[0].counters: 0: core {A55} can give a guest 1 to 6"),
     ("host.max_guest_counters", 0, "vm[0].counters: 3: expected at most 0, host.max_guest_counters"),
-    ("vm[0].design", "magic", "vm[0].design: 'magic': expected one of emulated, partitioned, lazy, fixed-counters-only"),
+    (
+        "vm[0].design",
+        "magic",
+        "vm[0].design: 'magic': expected one of emulated, partitioned, lazy, fixed-counters-only",
+    ),
     ("vm[0].fgt", 1, "vm[0].fgt: 1: expected true or false"),
     ("vm[0].memory", "1G", "vm[0].memory: not of guest 'busy': expected it of guests that have code only"),
     ("vm[1].user", 1, "vm[1].user: not of guest 'demo': expected it of guest busy only"),

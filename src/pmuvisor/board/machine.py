@@ -12,7 +12,7 @@ import operator
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -148,8 +148,8 @@ class Kvm:
     places: Sequence[HostCpu]
 
 
-def own_cpus(config: Config) -> Kvm:
-    """Return a host that has a CPU for each vCPU of one VM, and does nothing else.
+def own_cpus(config: Config, counted: Iterable[int] = COUNTED_EVENTS) -> Kvm:
+    """Return a host that has a CPU for each vCPU of one VM, counts the events `counted`, and does nothing else.
 
     Raises CountError for a number of counters that the core cannot give.
     """
@@ -160,7 +160,7 @@ def own_cpus(config: Config) -> Kvm:
     host = records.new(World, sizes)
     set_up_vm(host.vms[0], config, config.core.pmuver)
     for v in range(n):
-        world.boot_cpu(host.host.cpus[v], make_pe(config.core, COUNTED_EVENTS), 0)
+        world.boot_cpu(host.host.cpus[v], make_pe(config.core, counted), 0)
         world.create_vcpu(host, v, 0, v, v * (config.core.event_counters + 1))
         host.host.tasks[v].allowed[0] = 1 << v
         host.host.tasks[v].cpu = v

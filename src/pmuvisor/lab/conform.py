@@ -35,7 +35,8 @@ def show(report: Report, file: TextIO) -> None:
     print(textwrap.fill(f"{reference.name}: {reference.about}; core {reference.core}", tables.WIDTH), file=file)
     print(file=file)
     used = [rule for rule in reference.rules if report.allowed[rule.name]]
-    rows = [("as the architecture says", report.equal)]
+    as_expected = "as the emulated design answers" if reference.emulated else "as the architecture says"
+    rows = [(as_expected, report.equal)]
     rows += [(rule.name, report.allowed[rule.name]) for rule in used]
     rows += [("mismatches", report.mismatches), ("all", report.operations)]
     tables.show(tables.table(("answers", "operations"), [(name, f"{count:,}") for name, count in rows]), file)

@@ -107,12 +107,14 @@ class Reference:
     Where several of `rules` apply to one access, the last of them does all that the reference does.
     """
 
-    def __init__(self, name: str, about: str, core: str, rules: Iterable[Rule]) -> None:
+    def __init__(self, name: str, about: str, core: str, rules: Iterable[Rule], *, emulated: bool = False) -> None:
         self.name = name
         self.about = about
         self.core = core
         """Its name in the data file of cores."""
         self.rules = tuple(rules)
+        self.emulated = emulated
+        """What is compared is not the architecture but the `emulated` design, as a guest sees it."""
         self.by_key = {key: tuple(r for r in self.rules if key in r.keys) for key in (*PMU_KEYS, *CONTROLS)}
 
 

@@ -41,6 +41,7 @@ from pmuvisor.arch.sysreg import (
 )
 from pmuvisor.arch.unpredictable import choices_reached
 from pmuvisor.lab import kvm_rules, qemu_rules
+from pmuvisor.lab.guest_answers import GuestAnswers
 from pmuvisor.lab.references import (
     NO_ACCESSOR,
     Effect,
@@ -67,6 +68,13 @@ REFERENCES: dict[str, Reference] = {
             "Linux 7.2 KVM, a guest at virtual EL2 and its own guest at EL1 and EL0",
             "kvm-nested",
             kvm_rules.RULES,
+        ),
+        Reference(
+            "el1",
+            "Linux 7.2 KVM, a guest at EL1 and EL0 under the emulated design",
+            "qemu-max",
+            (),
+            emulated=True,
         ),
     )
 }
@@ -168,6 +176,8 @@ class _Verdict(NamedTuple):
 
 def replay(reference: Reference, vectors: Vectors, progress: Callable[[int], None] = lambda done: None) -> Report:
     """Replay `vectors` on a PE that was just reset; `progress` is told now and then how many are done."""
+    if reference.emulated:
+        return _replay_guest(reference, vectors, progress)
     core = cores.core(reference.core)
     pe = cores.make_pe(core, core.events)
     report = Report(reference, len(vectors), 0, {rule.name: 0 for rule in reference.rules}, 0, [], 0)
@@ -178,7 +188,7 @@ def replay(reference: Reference, vectors: Vectors, progress: Callable[[int], Non
         if not verdict.explained:
             report.mismatches += 1
             if len(report.first_mismatches) < SHOWN_MISMATCHES:
-                history = _history(vectors, number, _dependencies(pe, op))
+                history = _history(vectors, number, _dependencies(traps.event_counter_of(pe, op.key), op))
                 report.first_mismatches.append(Mismatch(number, op, theirs, *verdict[1:4], history))
             _adopt(pe, op, theirs)
         elif verdict.rule is None:
@@ -187,6 +197,26 @@ def replay(reference: Reference, vectors: Vectors, progress: Callable[[int], Non
             report.allowed[verdict.rule.name] += 1
         pe = verdict.pe
     report.unpredictable = pe.unpredictable
+    progress(len(vectors))
+    return report
+
+
+def _replay_guest(reference: Reference, vectors: Vectors, progress: Callable[[int], None]) -> Report:
+    """Replay `vectors` as a guest of the emulated design, whose answers are to be the same bit for bit."""
+    guest = GuestAnswers(cores.core(reference.core))
+    report = Report(reference, len(vectors), 0, {}, 0, [], 0)
+    for number, (op, theirs) in enumerate(vectors):
+        if number % PROGRESS_EVERY == 0:
+            progress(number)
+        counter = guest.event_counter_of(op)
+        ours = Answer(theirs.value, 0, 0) if (op.key, op.write) in NO_ACCESSOR else guest.answer(op)
+        if ours == theirs:
+            report.equal += 1
+            continue
+        report.mismatches += 1
+        if len(report.first_mismatches) < SHOWN_MISMATCHES:
+            history = _history(vectors, number, _dependencies(counter, op))
+            report.first_mismatches.append(Mismatch(number, op, theirs, None, ours, ours, history))
     progress(len(vectors))
     return report
 
@@ -263,14 +293,13 @@ def _history(vectors: Vectors, number: int, wanted: set[int]) -> tuple[tuple[int
     return tuple(reversed(found))
 
 
-def _dependencies(pe: Pe, op: Operation) -> set[int]:
-    """Return the registers whose writes decide the answer to `op`."""
+def _dependencies(counter: int, op: Operation) -> set[int]:
+    """Return the registers whose writes decide the answer to `op`, which is about event counter `counter`, if any."""
     found = {op.key, MDCR_EL2, *_SETS.get(op.key, ())}
     if op.el < 2:
         found.add(HDFGWTR_EL2 if op.write else HDFGRTR_EL2)
     if op.el == 0:
         found.add(PMUSERENR_EL0)
-    counter = traps.event_counter_of(pe, op.key)
     if counter < CYCLE:
         found.update((pmevcntr(counter), pmevtyper(counter), *_BY_NUMBER))
     elif op.key in (PMCCNTR_EL0, PMCCFILTR_EL0, *_BY_NUMBER):
