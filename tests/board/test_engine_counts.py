@@ -216,6 +216,6 @@ def test_total_in_an_mmio_callback_counts_what_ran_before_the_access() -> None:
 def test_the_clock_is_the_exact_count_divided() -> None:
     # nop x6; mrs x1,cntvct_el0; nop; mrs x2,cntpct_el0; wfi
     engine = guest(words(*[NOP] * 6, 0xD53BE041, NOP, 0xD53BE022, WFI))
-    engine.clock_base, engine.insns_per_tick = 100, 2
+    engine.set_clock(100, 1, 2)
     assert engine.run(100) is Stop.WFI
     assert (engine.get_x(1), engine.get_x(2)) == (53, 54)

@@ -176,7 +176,7 @@ def test_what_a_callback_raises_comes_out_of_run(error: BaseException) -> None:
 def test_el0_reaches_the_counter_only_where_cntkctl_allows_it() -> None:
     for control, allowed in ((0, False), (1, False), (2, True)):
         engine = with_vectors(words(NOP, mrs(engine_registers.CNTVCT_EL0, 5), 0xD4000001), 0)
-        engine.clock_base = 1000
+        engine.set_clock(1000, 1, 1)
         engine.set_action(encode(3, 0, 14, 1, 0), Action.STORE, control)
         assert engine.run(100) is Stop.WFI
         if allowed:

@@ -179,6 +179,7 @@ class Engine:
         self._raised: BaseException | None = None
         self._in_callback = False
         self._watches = 0
+        self._limit = 0
         self._regions: list[object] = []
         self._layout = cpustate.layout()
         self._uc = cpustate.new_unicorn()
@@ -237,7 +238,7 @@ class Engine:
             native.AT_INVALIDATIONS: tcg + at.tcg_invalidations,
             native.AT_WORDS: self._words.ctypes.data, native.AT_ROWS: self._rows.ctypes.data,
             native.AT_ACTIONS: self._actions.ctypes.data, native.AT_VALUES: self._values.ctypes.data,
-            native.AT_SPECIAL: self._special.ctypes.data, native.CLOCK_DIV: 1, native.FALL: native.NOWHERE,
+            native.AT_SPECIAL: self._special.ctypes.data, native.CLOCK_MUL: 1, native.CLOCK_DIV: 1, native.FALL: native.NOWHERE,
             native.FN_STOP: cpustate.exported("uc_emu_stop"), native.FN_RAISE: cpustate.internal("raise_exception"),
             native.FN_LEAVE: cpustate.internal("cpu_loop_exit_noexc"),
             native.FN_INTERRUPT: cpustate.internal("arm_cpu_do_interrupt"),
@@ -528,25 +529,33 @@ class Engine:
         self._st[native.REQUEST] |= native.REQUEST_STOP
         self._look_soon()
 
-    @property
-    def clock_base(self) -> int:
-        """What is added to `total` to make the guest's time, in instructions."""
-        return int(self._st[native.CLOCK_BASE])
+    def set_clock(self, origin: int, per_instruction: int, per_tick: int) -> None:
+        """Set what the generic counter reads: (`origin` + `total` * `per_instruction`) // `per_tick`, modulo 2^64.
 
-    @clock_base.setter
-    def clock_base(self, value: int) -> None:
-        self._st[native.CLOCK_BASE] = value
+        All three are in one unit of time, whatever it is: no count is ever rounded twice.
+        """
+        if per_instruction < 0 or per_tick < 1:
+            raise ValueError(f"{per_instruction} units for an instruction and {per_tick} for a tick: at least 0 and 1")
+        ticks, rest = divmod(origin, per_tick)
+        st = self._st
+        st[native.CLOCK_BASE], st[native.CLOCK_REST] = _signed(ticks), rest
+        st[native.CLOCK_MUL], st[native.CLOCK_DIV] = per_instruction, per_tick
 
-    @property
-    def insns_per_tick(self) -> int:
-        """Instructions per tick of the generic counter."""
-        return int(self._st[native.CLOCK_DIV])
+    def advance_clock(self, units: int) -> None:
+        """Let time pass without an instruction, in the unit of `set_clock`. In callbacks too."""
+        self._st[native.CLOCK_REST] += units
 
-    @insns_per_tick.setter
-    def insns_per_tick(self, value: int) -> None:
-        if value < 1:
-            raise ValueError(f"{value} instructions per tick, at least 1")
-        self._st[native.CLOCK_DIV] = value
+    def lower_limit(self, limit: int) -> None:
+        """End the run in progress at `limit`, if that is below what `run` was given.
+
+        In callbacks. A limit that is reached already ends it at the next block boundary; after a system register
+        access, right after it.
+        """
+        if limit < self._limit:
+            self._limit = limit
+            if limit < self._st[native.LIMIT]:
+                self._st[native.LIMIT] = limit
+            self._look_soon()
 
     # --- exceptions -------------------------------------------------------------------------------------------------
 
@@ -650,8 +659,9 @@ class Engine:
         What a callback raised is raised here, after its instruction has completed.
         """
         st = self._st
+        self._limit = limit
         while True:
-            st[native.LIMIT] = limit
+            st[native.LIMIT] = self._limit
             stop = self._condition()
             if stop is not None:
                 return stop

@@ -3,27 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from pmuvisor.board.machine import NS_PER_INSTRUCTION, NS_PER_TICK, BoardCpu, Config, Kvm, Machine, Outcome
+from pmuvisor.board import clock
+from pmuvisor.board.clock import NS_PER_TICK, Rate
+from pmuvisor.board.machine import NEVER, BoardCpu, Config, Kvm, Machine, Outcome
+
+
+@dataclass
+class Pace:
+    """How far a vCPU is with what it has to do, on the CPU where it is loaded, or was last."""
+
+    rate: Rate
+    accounted: int = 0
+    """Cycles, of instructions and of overhead, that have become time."""
+    owed: int = 0
+    """Time, in the rate's unit, that it has taken but the host has not let pass yet."""
+
+    def move(self, mhz: int) -> None:
+        """Go on on a core of `mhz`. What is owed stays the same time, rounded up to the new unit."""
+        if not self.rate.at(mhz):
+            rate = clock.rate(mhz)
+            self.owed = -(-self.owed * rate.per_ns // self.rate.per_ns)
+            self.rate = rate
 
 
 class HostedMachine(Machine):
     """A board as `Machine`, run vCPU by vCPU by somebody else's scheduler.
 
-    Virtual time is the host's: 1 ns for each instruction while a vCPU runs.
+    Virtual time is the host's: a vCPU takes it while it runs, at the clock of the CPU where it is loaded. What its exits
+    have cost is paid before its next instruction; where that takes longer than the host lets it run, it goes on paying
+    when it runs again. The guest's own clock is always beyond what has been paid: it never goes back.
     """
 
     def __init__(self, config: Config, output: Callable[[bytes], None], kvm: Kvm) -> None:
         self._now = 0
         self._running: BoardCpu | None = None
-        self._total_then = 0
         super().__init__(config, output, kvm)
+        self._paces = [Pace(self._rate) for _ in self._cpus]
 
     def now_ns(self) -> int:
         """Return the virtual time in ns."""
+        return self._now_units() // self._rate.per_ns
+
+    def _now_units(self) -> int:
         if self._running is None:
-            return self._now
-        return self._now + (self._running.engine.total - self._total_then) * NS_PER_INSTRUCTION
+            return self._now * self._rate.per_ns
+        return self._now * self._rate.per_ns + self._taken(self._running)
+
+    def _taken(self, cpu: BoardCpu) -> int:
+        """Return the time that a vCPU has taken and that has not passed, in units."""
+        pace = self._paces[cpu.number]
+        return pace.owed + (cpu.cycles() - pace.accounted) * pace.rate.per_cycle
 
     def _scheduled_in(self, cpu: BoardCpu) -> None:
         """The host schedules a vCPU's thread, and says so by `load`."""
@@ -33,8 +64,9 @@ class HostedMachine(Machine):
 
     # ---- for the host ---------------------------------------------------------------------------------------
 
-    def load(self, number: int) -> None:
-        """Be told that vCPU `number` has been loaded on the CPU of its place."""
+    def load(self, number: int, mhz: int) -> None:
+        """Be told that vCPU `number` has been loaded on the CPU of its place, whose clock is `mhz`."""
+        self._paces[number].move(mhz)
         self._cpus[number].pmu.load()
 
     def put(self, number: int) -> None:
@@ -68,13 +100,17 @@ class HostedMachine(Machine):
 
         Return the time that was reached, and how the guest ended, if it did.
         """
-        cpu = self._cpus[number]
-        self._now, self._running, self._total_then = now, cpu, cpu.engine.total
+        cpu, pace = self._cpus[number], self._paces[number]
         asleep = [other for other in self._others(cpu) if not self.can_run(other.number)]
-        outcome = None
-        while outcome is None and self.now_ns() < until and self.can_run(number):
-            outcome = self._slice(cpu, (until - self.now_ns()) // NS_PER_INSTRUCTION)
+        self._rate, self._now, self._running = pace.rate, now, cpu
+        self._charge(cpu)
+        outcome, end = None, until * pace.rate.per_ns
+        while outcome is None and self._now_units() < end and self.can_run(number):
+            outcome = self._slice(cpu, NEVER, end)
             if any(self.can_run(other.number) for other in asleep):
                 break
-        self._now, self._running = self.now_ns(), None
+        taken = self._taken(cpu)
+        passed = min(taken // pace.rate.per_ns, until - now)
+        pace.owed, pace.accounted = taken - passed * pace.rate.per_ns, cpu.cycles()
+        self._now, self._running = now + passed, None
         return self._now, outcome

@@ -1,8 +1,9 @@
 """The machine: vCPUs, memory and devices, run together in one virtual time.
 
-Virtual time is what all vCPUs have executed, 1 ns for each instruction, plus the time that passed while every one of
-them waited. The vCPUs take turns in slices, so a guest of several sees them share one processor, always in the same
-order: same inputs, same bytes out. Not here: what a register access means (kvm/), and what a run is for (lab/).
+Virtual time is what all vCPUs have executed, one cycle of the core for each instruction, plus the cycles that their
+exits and the rest of the ledger cost (board/clock.py), plus the time that passed while every one of them waited. The
+vCPUs take turns in slices, so a guest of several sees them share one processor, always in the same order: same inputs,
+same bytes out. Not here: what a register access means (kvm/), and what a run is for (lab/).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from enum import StrEnum
 from pmuvisor import records
 from pmuvisor.arch import sysreg, traps
 from pmuvisor.arch.cores import Core, make_pe
-from pmuvisor.board import gicv3, memmap, pl011, psci, timer
+from pmuvisor.board import clock, gicv3, memmap, pl011, psci, timer
+from pmuvisor.board.clock import Bill, Costs
 from pmuvisor.board.engine import Action, Engine, GuestMemory, Lane, Stop
 from pmuvisor.board.engine_dump import dump
 from pmuvisor.board.engine_registers import MPIDR_EL1
@@ -32,12 +34,12 @@ from pmuvisor.kvm import partitioned, world
 from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, LAZY, PARTITIONED, Vm
 from pmuvisor.kvm.world import World
 
-NS_PER_INSTRUCTION = 1
-NS_PER_TICK = 1_000_000_000 // memmap.COUNTER_HZ
 SLICE = 50_000
 """Instructions that a vCPU runs before the next one's turn, where there are several."""
 LONG_SLICE = 5_000_000
 """The same where only one can run."""
+NEVER = 1 << 62
+"""More instructions than any run has."""
 EXITS_PER_SLICE = 2_000
 """Device and register accesses that end a slice early, so that a guest that polls gets its input soon."""
 ALARM_PERIOD = 0.02
@@ -89,6 +91,8 @@ class Config:
     fgt: bool = True
     design: str = "partitioned"
     """One of `DESIGNS`."""
+    costs: Costs | None = None
+    """What virtualization costs the guest in time; None for nothing."""
 
     def guest_counters(self) -> int:
         """Return the number of event counters that the guest gets. Raises CountError for an impossible one."""
@@ -130,6 +134,7 @@ class BoardCpu:
     number: int
     engine: Engine
     pmu: VirtualPmu
+    costs: Costs | None = None
     waiting: bool = False
     stale_code: set[int] = field(default_factory=set)
     """Physical pages whose code another vCPU changed since this one ran."""
@@ -137,7 +142,20 @@ class BoardCpu:
     tlb_stale: bool = False
     last_mmio: int = -1
     """How many instructions were retired before the last one that accessed a device."""
-    exits: Counter[str] = field(default_factory=Counter)
+    exits: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(clock.COUNTED_BY_BOARD, 0)))
+    overhead: int = 0
+    """What its ledger came to, in cycles, when it was last looked at."""
+    deadline: int = 0
+    """What `engine.total` will be at the next timer, or when else the slice is over, if nothing more is charged."""
+    bill: Bill = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Open its bill."""
+        self.bill = Bill(self.costs, self.pmu.vcpu, self.exits)
+
+    def cycles(self) -> int:
+        """Return the cycles it has taken: executed, and charged."""
+        return self.engine.total + self.overhead
 
 
 @dataclass(frozen=True)
@@ -193,7 +211,9 @@ class Machine:
         self.uart = pl011.Pl011(output, lambda level: self.gic.set_level(memmap.UART_INTID, level))
         self.interrupted = False
         """Set, from a signal handler too, to end the run."""
-        self.idle_ns = 0
+        self._rate = clock.rate_of(config.core)
+        self._idled = 0
+        """Time in which every vCPU waited, in the rate's unit."""
         self._exits_left = 0
         self._cpus = [self._make_cpu(n) for n in range(config.vcpus)]
 
@@ -208,8 +228,7 @@ class Machine:
 
         engine = Engine(self.memory, on_sysreg)
         pmu = VirtualPmu(self._kvm.places[number], engine, on_level, self.now_ns)
-        cpu = BoardCpu(number, engine, pmu)
-        engine.insns_per_tick = NS_PER_TICK // NS_PER_INSTRUCTION
+        cpu = BoardCpu(number, engine, pmu, self.config.costs)
         self._map_devices(cpu)
         self._claim_registers(cpu)
         return cpu
@@ -282,14 +301,38 @@ class Machine:
 
     def now_ns(self) -> int:
         """Return the virtual time in ns."""
-        return sum(cpu.engine.total for cpu in self._cpus) * NS_PER_INSTRUCTION + self.idle_ns
+        return self._now_units() // self._rate.per_ns
+
+    @property
+    def idle_ns(self) -> int:
+        """Return in ns how long every vCPU waited."""
+        return self._idled // self._rate.per_ns
+
+    def _now_units(self) -> int:
+        return sum(cpu.cycles() for cpu in self._cpus) * self._rate.per_cycle + self._idled
 
     def _ticks(self) -> int:
-        return self.now_ns() // NS_PER_TICK
+        return self._now_units() // self._rate.per_tick
 
-    def _ns_to_deadline(self) -> int | None:
+    def _deadline_units(self) -> int | None:
+        """Return when the next timer is due, in units; None if none is to."""
         deadline = self.timer.next_deadline(self._ticks())
-        return None if deadline is None else deadline * NS_PER_TICK - self.now_ns()
+        return None if deadline is None else deadline * self._rate.per_tick
+
+    def _charge(self, cpu: BoardCpu) -> int:
+        """Bring a vCPU's overhead up to date with its ledger; return how many cycles have come to it."""
+        overhead = cpu.bill.cycles()
+        more = overhead - cpu.overhead
+        cpu.overhead = overhead
+        return more
+
+    def _charge_in_run(self, cpu: BoardCpu) -> None:
+        """The vCPU at an instruction of which has exited: time has passed, and the next timer is nearer."""
+        more = self._charge(cpu)
+        if more:
+            cpu.engine.advance_clock(more * self._rate.per_cycle)
+            cpu.deadline -= more
+            cpu.engine.lower_limit(cpu.deadline)
 
     # ---- running --------------------------------------------------------------------------------------------
 
@@ -344,13 +387,14 @@ class Machine:
         if cpu.waiting and (self.gic.irq(cpu.number) or self.gic.fiq(cpu.number)):
             cpu.waiting = False
             self._scheduled_in(cpu)
+            self._charge(cpu)
         return cpu.waiting
 
     def _idle(self, more_input: bool) -> Outcome | None:
         """Let time pass up to the next timer, since no vCPU can run."""
-        ahead = self._ns_to_deadline()
-        if ahead is not None:
-            self.idle_ns += max(ahead, 0)
+        deadline = self._deadline_units()
+        if deadline is not None:
+            self._idled += max(deadline - self._now_units(), 0)
             return None
         if more_input:
             time.sleep(0.005)
@@ -361,20 +405,23 @@ class Machine:
             Status.HUNG, "every vCPU waits for an interrupt and no device will raise one", dump(self._cpus[0].engine)
         )
 
-    def _slice(self, cpu: BoardCpu, length: int) -> Outcome | None:
-        """Run one vCPU for at most `length` instructions, and not beyond the next timer."""
+    def _slice(self, cpu: BoardCpu, length: int, until: int | None = None) -> Outcome | None:
+        """Run one vCPU for at most `length` instructions, and not beyond the next timer, nor `until`, in units."""
         engine = cpu.engine
         self._freshen(cpu)
+        self._charge(cpu)
         self._drive_timers()
-        ahead = self._ns_to_deadline()
-        if ahead is not None:
-            length = max(1, min(length, ahead // NS_PER_INSTRUCTION))
-        engine.clock_base = self.now_ns() // NS_PER_INSTRUCTION - engine.total
+        now, total = self._now_units(), engine.total
+        ends = [end for end in (self._deadline_units(), until) if end is not None]
+        cpu.deadline = total + (max(1, self._rate.cycles_in(min(ends) - now)) if ends else NEVER)
+        engine.set_clock(now - total * self._rate.per_cycle, self._rate.per_cycle, self._rate.per_tick)
         engine.irq_line = self.gic.irq(cpu.number)
         self._exits_left = EXITS_PER_SLICE
-        stop = engine.run(engine.total + length)
+        stop = engine.run(min(total + length, cpu.deadline))
         self._spread_invalidations(cpu)
-        return self._stopped(cpu, stop)
+        outcome = self._stopped(cpu, stop)
+        self._charge(cpu)
+        return outcome
 
     def _stopped(self, cpu: BoardCpu, stop: Stop) -> Outcome | None:
         if stop is Stop.IRQ:
@@ -404,6 +451,7 @@ class Machine:
         """WFI exits; the vCPU's thread is scheduled out unless an interrupt is there already."""
         cpu.exits["wfi"] += 1
         cpu.pmu.entry()
+        self._charge(cpu)
         self._drive_timers()
         if not (self.gic.irq(cpu.number) or self.gic.fiq(cpu.number)):
             cpu.waiting = True
@@ -466,9 +514,12 @@ class Machine:
     def _sysreg(self, cpu: BoardCpu, key: int, write: bool, value: int) -> int:
         engine = cpu.engine
         if traps.is_pmu_register(key):
+            trapped = cpu.pmu.vcpu.trapped
             result, esr = cpu.pmu.access(engine.el, key, write, value)
             if esr is not None:
                 engine.inject(esr)
+            if write or cpu.pmu.vcpu.trapped != trapped:  # a read that goes to the hardware costs nothing
+                self._charge_in_run(cpu)
         else:
             done = self._device_register(cpu, key, write, value)
             if done is None:
@@ -485,6 +536,7 @@ class Machine:
         if self.gic.icc_write(cpu.number, key, value):
             if key in gicv3.SGI_KEYS:
                 cpu.exits["sgi"] += 1
+                self._charge_in_run(cpu)
             return 0
         if not self.timer.write(cpu.number, key, value, self._ticks()):
             return None
@@ -502,6 +554,7 @@ class Machine:
             cpu.last_mmio = at
             cpu.exits["mmio"] += 1
             cpu.pmu.emulated(cpu.engine.el, lane)
+            self._charge_in_run(cpu)
         self._exited(cpu)
 
     def _drive_timers(self) -> None:
@@ -529,6 +582,10 @@ class Machine:
     def instructions(self) -> int:
         """Return how many instructions all vCPUs have executed."""
         return sum(cpu.engine.total for cpu in self._cpus)
+
+    def overhead_cycles(self) -> int:
+        """Return what virtualization cost all vCPUs, in cycles of their core."""
+        return sum(cpu.bill.cycles() for cpu in self._cpus)
 
     def unpredictable(self) -> int:
         """Return which of `arch.unpredictable.CHOICES` the run has come to depend on, as their bits."""

@@ -51,7 +51,9 @@ N_PAGES = 32
     GENERATION,  # bumped by whatever may change what an address holds
     TAG_LOW,  # identity of the translation of the lower and of the upper half of the address space
     TAG_HIGH,
-    CLOCK_BASE,
+    CLOCK_BASE,  # ticks of the generic counter that are there besides CLOCK_REST, modulo 2^64
+    CLOCK_REST,  # the guest's time at instruction 0 less those, in units of which CLOCK_DIV are a tick
+    CLOCK_MUL,  # units that an instruction takes
     CLOCK_DIV,
     CODE_CHANGED,
     CODE_ALL,
@@ -102,8 +104,8 @@ N_PAGES = 32
     FN_RESET_DIRTY,
     AT_TLB,  # the TLB's tables, by MMU index: mask and address of each
     AT_PAGES,  # what is known of each physical page, one byte each; see `native_fill`
-) = range(77)
-COUNT = 77  # [2][N_LANES]
+) = range(79)
+COUNT = 79  # [2][N_LANES]
 WATCH = COUNT + 2 * N_LANES  # [N_WATCHES][3]: lanes, els, target
 PAGES = WATCH + 3 * N_WATCHES  # [N_PAGES] physical pages whose code changed
 COPY = PAGES + N_PAGES  # [2][N_LANES] lanes exact at the PC, for Python to read
@@ -626,7 +628,7 @@ def answer(st: Any, action: int, key: int, read: int, value: int) -> int:
     """What an access to a register that Unicorn does not see does; the value that an MRS gets."""
     at = st[AT_VALUES] + 8 * key
     if action == CLOCK:
-        return (st[CLOCK_BASE] + total(st)) // st[CLOCK_DIV]
+        return st[CLOCK_BASE] + (st[CLOCK_REST] + total(st) * st[CLOCK_MUL]) // st[CLOCK_DIV]
     if action == CALL:
         return call(st[FN_SYSREG], key, 1 - read, value, 0, 0)
     if action == STORE and read == 0:

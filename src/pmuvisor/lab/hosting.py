@@ -405,7 +405,7 @@ class Hosting:
             if vm.outcome is None:
                 assert vm.machine is not None
                 vm.places[number].c = c
-                vm.machine.load(number)
+                vm.machine.load(number, self.t.mhz[c])
                 break
             sched.go_to_sleep(self.host, c)
             timeline.change_task(self.t, c)
