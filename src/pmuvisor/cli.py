@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("--force", action="store_true", help="fetch it again though it is there")
     fetch.set_defaults(handler=_fetch)
     _add_cores(commands.add_parser("cores", help="show the cores that can be modelled", description=_CORES))
+    _add_costs(commands.add_parser("costs", help="show what virtualization costs on a core", description=_COSTS))
     return parser
 
 
@@ -110,6 +111,12 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="write the result as JSON; FILE -: to stdout, and the rest to stderr",
     )
     run.add_argument(
+        "--costs",
+        metavar="FILE",
+        type=_file,
+        help="what exits and the like take of the guest's time, instead of the built-in table (docs/costs.md)",
+    )
+    run.add_argument(
         "--compile",
         action="store_true",
         help="a scenario without guests' code: run it as machine code, worth it for a long one; making that takes a "
@@ -125,6 +132,23 @@ def _add_cores(cores: argparse.ArgumentParser) -> None:
     cores.add_argument("name", metavar="NAME", nargs="?", help="show this core (default: list all)")
     cores.add_argument("--json", action="store_true", help="print JSON, with the sources")
     cores.set_defaults(handler=_cores)
+
+
+_COSTS = """Show what each item of a run's ledger takes of the guest's time on a core, with its source
+(docs/costs.md)."""
+
+
+def _add_costs(costs: argparse.ArgumentParser) -> None:
+    costs.add_argument("name", metavar="NAME", nargs="?", default="max", help="the core (default: max)")
+    costs.add_argument("--costs", metavar="FILE", type=_file, help="show this table instead of the built-in one")
+    costs.add_argument("--json", action="store_true", help="print JSON, with the sources")
+    costs.set_defaults(handler=_costs)
+
+
+def _costs(arguments: argparse.Namespace) -> int:
+    from pmuvisor.lab import costs
+
+    return costs.show(arguments)
 
 
 _CONFORM = """Replay operations on the PMU's registers on the model, and compare its answers with those of an
@@ -150,7 +174,7 @@ def _conform(arguments: argparse.Namespace) -> int:
 def _check_scenario_options(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with status 2 where a scenario is run with an option that its file decides."""
     for name, value in vars(arguments).items():
-        if name not in ("command", "handler", "guest", "json", "compile") and value != run.get_default(name):
+        if name not in ("command", "handler", "guest", "json", "compile", "costs") and value != run.get_default(name):
             run.error(f"argument --{name.replace('_', '-')}: not of a scenario: expected in {arguments.guest}")
 
 
@@ -212,9 +236,10 @@ def _one_line(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return f"{error.filename or 'output'}: {error.strerror or error}"
     from pmuvisor.arch.cores import CoreError
+    from pmuvisor.lab.costs import CostError
     from pmuvisor.lab.vectors import VectorError
 
-    if isinstance(error, CoreError | VectorError):
+    if isinstance(error, CoreError | CostError | VectorError):
         return str(error)  # without what takes long to import
     from pmuvisor.board.cpustate import UnsupportedUnicorn
     from pmuvisor.board.images import ImageError
@@ -223,8 +248,8 @@ def _one_line(error: Exception) -> str | None:
     from pmuvisor.lab.run import RequestError
     from pmuvisor.lab.scenario import ScenarioError
 
-    known = isinstance(error, CountError | GuestError | ImageError | RequestError | ScenarioError | UnsupportedUnicorn)
-    return str(error) if known else None
+    known = (CountError, GuestError, ImageError, RequestError, ScenarioError, UnsupportedUnicorn)
+    return str(error) if isinstance(error, known) else None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from a64 import Program
 from pmuvisor.arch.cores import core
 from pmuvisor.board import memmap
+from pmuvisor.board.clock import Costs
 from pmuvisor.board.fdt import virt_device_tree
 from pmuvisor.board.images import load_image, plan_layout
 from pmuvisor.board.machine import Config, Machine, Outcome
@@ -36,11 +37,12 @@ def board(
     vcpus: int = 1,
     counters: int | None = None,
     fgt: bool = True,
+    costs: Costs | None = None,
 ) -> Board:
     """A machine about to run a program, or the demo."""
     image = load_image(guest.code() if guest else builtin_guest("demo"), memmap.RAM_BASE, MEMORY)
     console = bytearray()
-    machine = Machine(Config(core(core_name), MEMORY, vcpus, counters, fgt), console.extend)
+    machine = Machine(Config(core(core_name), MEMORY, vcpus, counters, fgt, costs), console.extend)
     dtb = virt_device_tree(MEMORY, vcpus)
     machine.boot(image, plan_layout(image, 0, len(dtb), memmap.RAM_BASE, MEMORY), dtb)
     return Board(machine, console)

@@ -66,6 +66,9 @@ def result(ledger: dict[str, int] = LEDGER, reason: str = "the guest powered off
         console_dropped=0,
         instructions=10**15,
         virtual_seconds=1e6,
+        overhead_cycles=10**12,
+        overhead_seconds=3e5,
+        idle_seconds=1e5,
         wall_seconds=5e6,
         ledger=ledger,
     )
@@ -78,6 +81,9 @@ def test_the_report_fits_80_columns_with_long_figures() -> None:
     rows = [line.split() for line in lines]
     assert ["PMEVTYPER30_EL0", "1,000,000,000,000,000", "1,000,000,000,000,000", "-"] in rows
     assert ["hypercalls", "(PSCI)", "1,000,000,000,000", "1,000.00"] in rows
+    assert ["executing", "600000.000", "s"] in rows
+    assert ["virtualization,", "30.0", "%", "300000.000", "s"] in rows
+    assert ["idle", "100000.000", "s"] in rows
 
 
 def test_a_guest_that_left_its_pmu_alone_is_said_to_have() -> None:

@@ -38,7 +38,7 @@ COUNTED_BY_KVM = {
 """Items of the ledger that a vCPU's record counts, and the field that does."""
 PRICED = (*(f"exits.{name}" for name in COUNTED_BY_BOARD), *COUNTED_BY_KVM)
 """Every item of the ledger that has a cost."""
-AWAITED = frozenset(name for name, field in COUNTED_BY_KVM.items() if field not in Vcpu.__slots__)
+AWAITED = frozenset(name for name, field in COUNTED_BY_KVM.items() if not hasattr(Vcpu, field))
 """Items that have a cost, but that no design counts yet."""
 _FIELDS = {name: field for name, field in COUNTED_BY_KVM.items() if name not in AWAITED}
 
@@ -65,7 +65,7 @@ class Bill:
     def __init__(self, costs: Costs | None, vcpu: Vcpu, exits: Counter[str]) -> None:
         """Without `costs` everything is free. `exits` has all of `COUNTED_BY_BOARD` as long as this is used."""
         self._free = costs is None
-        weights = {name: 0 for name in PRICED} if costs is None else costs.cycles
+        weights = dict.fromkeys(PRICED, 0) if costs is None else costs.cycles
         self._vcpu = vcpu
         self._exits = exits
         self._of_vcpu = operator.attrgetter(*_FIELDS.values())
@@ -77,9 +77,9 @@ class Bill:
         """Return the overhead so far, in cycles."""
         if self._free:
             return 0
-        return sum(map(operator.mul, self._of_vcpu(self._vcpu), self._vcpu_weights)) + sum(
-            map(operator.mul, self._of_exits(self._exits), self._exit_weights)
-        )
+        total: int = sum(map(operator.mul, self._of_vcpu(self._vcpu), self._vcpu_weights))
+        total += sum(map(operator.mul, self._of_exits(self._exits), self._exit_weights))
+        return total
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ class Pace:
 class HostedMachine(Machine):
     """A board as `Machine`, run vCPU by vCPU by somebody else's scheduler.
 
-    Virtual time is the host's: a vCPU takes it while it runs, at the clock of the CPU where it is loaded. What its exits
-    have cost is paid before its next instruction; where that takes longer than the host lets it run, it goes on paying
-    when it runs again. The guest's own clock is always beyond what has been paid: it never goes back.
+    Virtual time is the host's: a vCPU takes it while it runs, at the clock of the CPU where it is loaded. What its
+    exits have cost is paid before its next instruction; where that takes longer than the host lets it run, it goes on
+    paying when it runs again. The guest's own clock is ahead of the host's by what is still owed: it never goes back.
     """
 
     def __init__(self, config: Config, output: Callable[[bytes], None], kvm: Kvm) -> None:

@@ -27,6 +27,7 @@ from pmuvisor.kvm.timeline import Timeline
 from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, Vcpu, Vm
 from pmuvisor.lab import run
 from pmuvisor.lab.compiled_host import CompiledHost
+from pmuvisor.lab.costs import CostTable, built_in
 from pmuvisor.lab.scenario import Activity, PerfSpec, Scenario, VmSpec
 from pmuvisor.linux import perf, sched
 from pmuvisor.linux.activity import NEVER
@@ -70,6 +71,9 @@ class VmResult:
     """What its vCPUs executed: counted of code, computed of rates."""
     run_seconds: float
     """Virtual time that its vCPUs spent on CPUs, together."""
+    overhead_cycles: int
+    """What virtualization took of that time (docs/costs.md), in cycles; 0 of a guest of rates, which feels none."""
+    overhead_seconds: float
     migrations: int
     ledger: dict[str, int]
     unpredictable: tuple[str, ...]
@@ -154,15 +158,21 @@ class Hosting:
     """A scenario, ready to run. Raises what `run.prepare` raises, before anything has been started.
 
     `compiled` runs it as machine code (lab/compiled_host.py), with the same results: RequestError for a scenario with a
-    guest that has code.
+    guest that has code. `costs` is what virtualization takes of a guest's time: the built-in table unless given.
     """
 
     def __init__(
-        self, scenario: Scenario, show: Callable[[str, bytes], None] | None = None, *, compiled: bool = False
+        self,
+        scenario: Scenario,
+        show: Callable[[str, bytes], None] | None = None,
+        *,
+        compiled: bool = False,
+        costs: CostTable | None = None,
     ) -> None:
         if compiled:
             _check_no_code(scenario)
         self.scenario = scenario
+        self._costs = costs or built_in()
         self.interrupted = False
         """Set, from a signal handler too, to end the run."""
         self._vms: list[_Vm] = []
@@ -278,6 +288,7 @@ class Hosting:
             append=spec.append,
             memory=spec.memory,
             vcpus=spec.vcpus,
+            costs=self._costs,
         )
         if show is not None:
             vm.console = run.Console(lambda data: show(spec.name, data))
@@ -606,6 +617,8 @@ class Hosting:
             console_dropped=vm.console.dropped,
             instructions=instructions,
             run_seconds=sum(self.host.tasks[v].runtime for v in vm.threads()) / 1e9,
+            overhead_cycles=0 if vm.machine is None else vm.machine.overhead_cycles(),
+            overhead_seconds=0.0 if vm.machine is None else vm.machine.overhead_ns() / 1e9,
             migrations=sum(self.host.tasks[v].migrations for v in vm.threads()),
             ledger=ledger,
             unpredictable=tuple(choice.name for choice in choices_reached(unpredictable)),

@@ -92,9 +92,13 @@ def _costs(result: Result) -> Table:
 
 
 def _time(result: Result) -> Table:
+    executing = max(0.0, result.virtual_seconds - result.overhead_seconds - result.idle_seconds)
     rows = [
         ("instructions executed", f"{result.instructions:,}"),
-        ("guest's time (model: 1 ns an instruction, and idle)", f"{result.virtual_seconds:.3f} s"),
+        ("guest's time (a model: docs/costs.md)", f"{result.virtual_seconds:.3f} s"),
+        ("  executing", f"{executing:.3f} s"),
+        (f"  virtualization, {100 * result.overhead_share:.1f} %", f"{result.overhead_seconds:.3f} s"),
+        ("  idle", f"{result.idle_seconds:.3f} s"),
         ("wall time", f"{result.wall_seconds:.2f} s"),
         ("speed", f"{result.mips:.0f} MIPS"),
     ]

@@ -15,7 +15,8 @@ from pmuvisor.board import memmap
 from pmuvisor.board.fdt import virt_device_tree
 from pmuvisor.board.images import Image, ImageKind, load_image, load_initrd, plan_layout
 from pmuvisor.board.machine import Config, Machine, Outcome, Status
-from pmuvisor.lab import guests
+from pmuvisor.lab import costs, guests
+from pmuvisor.lab.costs import CostTable
 
 LINUX_BOOTARGS = "console=ttyAMA0 earlycon=pl011,0x9000000 panic=-1"
 """What a Linux guest is booted with before the user's own words; panic=-1 makes a panic a reset."""
@@ -47,10 +48,13 @@ class Request:
     memory: int = 256 << 20
     vcpus: int = 1
     timeout: float | None = None
+    costs: CostTable | None = dataclasses.field(default_factory=costs.built_in)
+    """What virtualization takes of the guest's time; None for nothing."""
 
     def config(self) -> Config:
         """Return the machine that this run needs."""
-        return Config(self.core, self.memory, self.vcpus, self.counters, self.fgt, self.design)
+        of = None if self.costs is None else self.costs.of(self.core.name)
+        return Config(self.core, self.memory, self.vcpus, self.counters, self.fgt, self.design, of)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +78,12 @@ class Result:
     """Bytes that it printed before those."""
     instructions: int
     virtual_seconds: float
+    """The guest's time: executing, virtualization and idling."""
+    overhead_cycles: int
+    """What virtualization took of it (docs/costs.md), in cycles of the core."""
+    overhead_seconds: float
+    idle_seconds: float
+    """Time in which every vCPU waited."""
     wall_seconds: float
     ledger: dict[str, int]
     unpredictable: tuple[str, ...] = ()
@@ -85,11 +95,17 @@ class Result:
         """Millions of guest instructions in a second of wall time."""
         return self.instructions / self.wall_seconds / 1e6 if self.wall_seconds else 0.0
 
+    @property
+    def overhead_share(self) -> float:
+        """What virtualization took of the guest's time, as a share of it."""
+        return self.overhead_seconds / self.virtual_seconds if self.virtual_seconds else 0.0
+
     def as_json(self) -> dict[str, Any]:
         """Return the result as an object for JSON."""
         out = dataclasses.asdict(self)
         out["status"] = str(self.status)
         out["mips"] = round(self.mips, 1)
+        out["overhead_share"] = round(self.overhead_share, 6)
         return out
 
 
@@ -242,6 +258,9 @@ def _result(request: Request, machine: Machine, outcome: Outcome, console: Conso
         console_dropped=console.dropped,
         instructions=machine.instructions(),
         virtual_seconds=machine.now_ns() / 1e9,
+        overhead_cycles=machine.overhead_cycles(),
+        overhead_seconds=machine.overhead_ns() / 1e9,
+        idle_seconds=machine.idle_ns / 1e9,
         wall_seconds=wall,
         ledger=machine.ledger(),
         unpredictable=tuple(choice.name for choice in choices_reached(machine.unpredictable())),

@@ -18,7 +18,8 @@ from typing import Any, Protocol, TextIO
 
 from pmuvisor.arch import cores
 from pmuvisor.board.machine import Machine, Status
-from pmuvisor.lab import hosting_report, report
+from pmuvisor.lab import costs, hosting_report, report
+from pmuvisor.lab.costs import CostTable
 from pmuvisor.lab.hosting import Hosting, HostingResult
 from pmuvisor.lab.run import Request, RequestError, Result
 from pmuvisor.lab.run import run as run_guest
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         vcpus=arguments.smp,
         timeout=arguments.timeout,
+        costs=_costs(arguments.costs),
     )
     path, people = _where_to(arguments.json)
     result = _run(request, people)
@@ -60,12 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
 def run_scenario(arguments: argparse.Namespace) -> int:
     """Run the scenario that the command line asks for; return the exit status: 1 where a guest came to a bad end."""
     scenario = load(Path(arguments.guest))
+    table = _costs(arguments.costs)
     path, people = _where_to(arguments.json)
     screen = _Screen(scenario, people)
     with _ctrl_c() as started:
         if arguments.compile:
             screen.say("compiling")
-        hosting = Hosting(scenario, screen.show, compiled=arguments.compile)
+        hosting = Hosting(scenario, screen.show, compiled=arguments.compile, costs=table)
         started(hosting)
         result = hosting.run(screen.progress)
     screen.close()
@@ -143,6 +146,10 @@ class _Screen:
         if self._below:
             print("\r         \r", end="", file=sys.stderr, flush=True)
             self._below = False
+
+
+def _costs(name: str | None) -> CostTable:
+    return costs.built_in() if name is None else costs.load(Path(name))
 
 
 def _path(name: str | None) -> Path | None:
