@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from pmuvisor.arch.cores import Core, core
+from pmuvisor.arch.cores import Core, Source, core
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
+from pmuvisor.board.clock import PRICED
 from pmuvisor.lab import guests
+from pmuvisor.lab.costs import CostTable, Figure
 from pmuvisor.lab.hosting import Hosting, HostingResult
 from pmuvisor.lab.scenario import Activity, EventSpec, HostSpec, PerfSpec, Scenario, TaskSpec, VmSpec
 
@@ -88,7 +90,8 @@ def test_a_demo_guest_checks_its_own_counts_while_its_host_shares_its_cpus_and_c
         "tasks": (TaskSpec(name="t", cpus=0b11, activity=Activity(rates=BUSY.rates, user=900, burst=MS, pause=MS)),),
         "perf": (perf("all", INST, CYCLES, INST, CYCLES, cpus=0b11, duration=150 * MS),),
     }
-    hosting = Hosting(scenario(150 * MS, **parts))
+    host = HostSpec(cpus=(N1, N1), tick=4 * MS, slice=MS, max_guest_counters=31)
+    hosting = Hosting(dataclasses.replace(scenario(150 * MS, **parts), host=host))
     result = hosting.run()
     for guest in result.vms[:2]:
         assert (guest.status, guest.reason) == ("poweroff", "the guest powered off")
@@ -99,6 +102,23 @@ def test_a_demo_guest_checks_its_own_counts_while_its_host_shares_its_cpus_and_c
     # Whatever was scheduled counted what happened meanwhile, in guests and outside.
     for number in range(hosting._events):
         assert hosting.host.events[number].count == hosting.host.events[number].seen
+
+
+def test_a_guest_with_code_pays_for_its_exits_in_the_hosts_time() -> None:
+    figures = {name: Figure(0, Source("free")) for name in PRICED}
+    free = CostTable("x.toml", {"default": figures})
+    dear = CostTable("x.toml", {"default": figures | {"exits.mmio": Figure(100_000, Source("dear"))}})
+    ends = {}
+    for name, table in (("free", free), ("dear", dear)):
+        (guest,) = Hosting(scenario(100 * MS, vms=(vm("a", "demo", vcpus=1),)), costs=table).run().vms
+        assert guest.status == "poweroff"
+        assert guest.overhead_cycles == 100_000 * guest.ledger["exits.mmio"] * (name == "dear")
+        # Its thread ran for as long as its instructions and exits take, 2.5 cycles a nanosecond. The last exit of all
+        # turns the machine off: that is not paid any more.
+        cycles = guest.instructions + guest.overhead_cycles
+        assert cycles * 2 // 5 - 100_000 <= guest.run_seconds * 1e9 <= cycles * 2 / 5 + 1
+        ends[name] = guest.run_seconds
+    assert ends["dear"] > ends["free"] + 0.001
 
 
 def test_the_same_scenario_gives_the_same_result_and_another_seed_another() -> None:

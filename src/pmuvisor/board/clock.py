@@ -70,15 +70,14 @@ class Bill:
         self._exits = exits
         self._of_vcpu = operator.attrgetter(*_FIELDS.values())
         self._of_exits = operator.itemgetter(*COUNTED_BY_BOARD)
-        self._vcpu_weights = tuple(weights[name] for name in _FIELDS)
-        self._exit_weights = tuple(weights[f"exits.{name}"] for name in COUNTED_BY_BOARD)
+        self._weights = tuple(weights[name] for name in (*_FIELDS, *(f"exits.{name}" for name in COUNTED_BY_BOARD)))
 
     def cycles(self) -> int:
         """Return the overhead so far, in cycles."""
         if self._free:
             return 0
-        total: int = sum(map(operator.mul, self._of_vcpu(self._vcpu), self._vcpu_weights))
-        total += sum(map(operator.mul, self._of_exits(self._exits), self._exit_weights))
+        counts = self._of_vcpu(self._vcpu) + self._of_exits(self._exits)
+        total: int = sum(map(operator.mul, counts, self._weights))
         return total
 
 
