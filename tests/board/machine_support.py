@@ -42,7 +42,7 @@ def board(
     """A machine about to run a program, or the demo."""
     image = load_image(guest.code() if guest else builtin_guest("demo"), memmap.RAM_BASE, MEMORY)
     console = bytearray()
-    machine = Machine(Config(core(core_name), MEMORY, vcpus, counters, fgt, costs), console.extend)
+    machine = Machine(Config(core(core_name), MEMORY, vcpus, counters, fgt, costs=costs), console.extend)
     dtb = virt_device_tree(MEMORY, vcpus)
     machine.boot(image, plan_layout(image, 0, len(dtb), memmap.RAM_BASE, MEMORY), dtb)
     return Board(machine, console)

@@ -38,9 +38,6 @@ COUNTED_BY_KVM = {
 """Items of the ledger that a vCPU's record counts, and the field that does."""
 PRICED = (*(f"exits.{name}" for name in COUNTED_BY_BOARD), *COUNTED_BY_KVM)
 """Every item of the ledger that has a cost."""
-AWAITED = frozenset(name for name, field in COUNTED_BY_KVM.items() if not hasattr(Vcpu, field))
-"""Items that have a cost, but that no design counts yet."""
-_FIELDS = {name: field for name, field in COUNTED_BY_KVM.items() if name not in AWAITED}
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Costs:
 
     def of(self, ledger: Mapping[str, int]) -> int:
         """Return what a ledger comes to, in cycles."""
-        return sum(cycles * ledger[name] for name, cycles in self.cycles.items() if name not in AWAITED)
+        return sum(cycles * ledger[name] for name, cycles in self.cycles.items())
 
 
 class Bill:
@@ -68,9 +65,9 @@ class Bill:
         weights = dict.fromkeys(PRICED, 0) if costs is None else costs.cycles
         self._vcpu = vcpu
         self._exits = exits
-        self._of_vcpu = operator.attrgetter(*_FIELDS.values())
+        self._of_vcpu = operator.attrgetter(*COUNTED_BY_KVM.values())
         self._of_exits = operator.itemgetter(*COUNTED_BY_BOARD)
-        self._weights = tuple(weights[name] for name in (*_FIELDS, *(f"exits.{name}" for name in COUNTED_BY_BOARD)))
+        self._weights = tuple(weights[name] for name in (*COUNTED_BY_KVM, *(f"exits.{of}" for of in COUNTED_BY_BOARD)))
 
     def cycles(self) -> int:
         """Return the overhead so far, in cycles."""

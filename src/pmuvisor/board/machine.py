@@ -303,8 +303,6 @@ class Machine:
 
     def now_ns(self) -> int:
         """Return the virtual time in ns."""
-        for cpu in self._cpus:
-            self._charge(cpu)
         return self._now_units() // self._rate.per_ns
 
     @property
@@ -357,6 +355,8 @@ class Machine:
         finally:
             over.set()
             alarm.join()
+            for cpu in self._cpus:
+                self._charge(cpu)
         if self.interrupted:
             return Outcome(Status.EXIT, "interrupted", dump(self._busiest().engine))
         return Outcome(Status.TIMEOUT, f"not over after {timeout:g} s", dump(self._busiest().engine))
