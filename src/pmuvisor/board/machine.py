@@ -316,9 +316,9 @@ class Machine:
     def _ticks(self) -> int:
         return self._now_units() // self._rate.per_tick
 
-    def _deadline_units(self) -> int | None:
-        """Return when the next timer is due, in units; None if none is to."""
-        deadline = self.timer.next_deadline(self._ticks())
+    def _deadline_units(self, now: int) -> int | None:
+        """Return when the next timer is due after `now`, both in units; None if none is to."""
+        deadline = self.timer.next_deadline(now // self._rate.per_tick)
         return None if deadline is None else deadline * self._rate.per_tick
 
     def _charge(self, cpu: BoardCpu) -> int:
@@ -396,9 +396,10 @@ class Machine:
 
     def _idle(self, more_input: bool) -> Outcome | None:
         """Let time pass up to the next timer, since no vCPU can run."""
-        deadline = self._deadline_units()
+        now = self._now_units()
+        deadline = self._deadline_units(now)
         if deadline is not None:
-            self._idled += max(deadline - self._now_units(), 0)
+            self._idled += deadline - now
             return None
         if more_input:
             time.sleep(0.005)
@@ -416,7 +417,7 @@ class Machine:
         self._charge(cpu)
         self._drive_timers()
         now, total = self._now_units(), engine.total
-        ends = [end for end in (self._deadline_units(), until) if end is not None]
+        ends = [end for end in (self._deadline_units(now), until) if end is not None]
         cpu.deadline = total + (max(1, self._rate.cycles_in(min(ends) - now)) if ends else NEVER)
         engine.set_clock(now - total * self._rate.per_cycle, self._rate.per_cycle, self._rate.per_tick)
         engine.irq_line = self.gic.irq(cpu.number)
