@@ -6,6 +6,7 @@ import pytest
 from unicorn import UC_ARCH_ARM64, UC_MODE_ARM, Uc
 from unicorn import arm64_const as uc_const
 
+from a64 import mrs
 from board.engine_support import (
     COMPUTE,
     RAM_SIZE,
@@ -17,7 +18,7 @@ from board.engine_support import (
     registers,
     words,
 )
-from pmuvisor.arch.sysreg import encode
+from pmuvisor.arch.sysreg import PMCCNTR_EL0, encode
 from pmuvisor.board.engine import RAM_BASE, Action, Engine, Lane, Stop, Watch
 
 BOTH = 3
@@ -219,3 +220,35 @@ def test_the_clock_is_the_exact_count_divided() -> None:
     engine.set_clock(100, 1, 2)
     assert engine.run(100) is Stop.WFI
     assert (engine.get_x(1), engine.get_x(2)) == (53, 54)
+
+
+@pytest.mark.parametrize(("origin", "per_instruction", "per_tick"), [(0, 5, 192), (191, 500, 22_416), (-1, 2, 80)])
+def test_the_clock_is_the_exact_time_divided_whatever_a_tick_is(
+    origin: int, per_instruction: int, per_tick: int
+) -> None:
+    # nop x41; mrs x1,cntvct_el0; nop x90; mrs x2,cntvct_el0; wfi
+    for base in (0, 7 << 64, per_tick * ((1 << 64) - 1)):
+        engine = guest(words(*[NOP] * 41, 0xD53BE041, *[NOP] * 90, 0xD53BE042, WFI))
+        engine.set_clock(base + origin, per_instruction, per_tick)
+        engine.advance_clock(1000)
+        assert engine.run(1000) is Stop.WFI
+        times = [base + origin + 1000 + per_instruction * n for n in (41, 132)]
+        assert [engine.get_x(1), engine.get_x(2)] == [time // per_tick % (1 << 64) for time in times]
+
+
+@pytest.mark.parametrize("arguments", [(0, -1, 1), (0, 1, 0), (0, 1, -16)])
+def test_a_clock_that_stands_still_for_ever_or_runs_back_is_refused(arguments: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="at least 0 and 1"):
+        guest(words(WFI)).set_clock(*arguments)
+
+
+@pytest.mark.parametrize(("limit", "stops"), [(0, 3), (3, 3), (4, 4), (6, 6), (500, 40)])
+def test_a_limit_lowered_by_a_register_access_ends_the_run_at_that_instruction(limit: int, stops: int) -> None:
+    def on_sysreg(number: int, write: bool, value: int) -> int:
+        engine.lower_limit(limit)
+        return 0
+
+    engine = guest(words(NOP, NOP, mrs(1, PMCCNTR_EL0), *[NOP] * 100), on_sysreg)
+    engine.set_action(PMCCNTR_EL0, Action.CALL)
+    assert engine.run(40) is Stop.LIMIT
+    assert engine.total == stops
