@@ -62,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pmuvisor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run a guest, or a scenario", description=_RUN, epilog=_RUN_MORE))
+    compare = "run a guest or a scenario under each design, and compare"
+    _add_compare(commands.add_parser("compare", help=compare, description=_COMPARE, epilog=_COMPARE_MORE))
     conform = commands.add_parser("conform", help="compare with QEMU's or KVM's answers", description=_CONFORM)
     _add_conform(conform)
     guest = commands.add_parser("guest", help="get guests", description="Get guests that do not come with pmuvisor.")
@@ -93,6 +95,24 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="demo, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
     )
     run.add_argument("--design", default="partitioned", choices=list(DESIGNS), help="design of the virtual PMU")
+    _add_machine(run)
+    run.add_argument(
+        "--json",
+        metavar="FILE",
+        type=_file,
+        help="write the result as JSON; FILE -: to stdout, and the rest to stderr",
+    )
+    run.add_argument(
+        "--compile",
+        action="store_true",
+        help="a scenario without guests' code: run it as machine code, worth it for a long one; making that takes a "
+        "minute, once for scenarios of a size",
+    )
+    run.set_defaults(handler=functools.partial(_run, run))
+
+
+def _add_machine(run: argparse.ArgumentParser) -> None:
+    """Add the options that say what machine a guest gets."""
     run.add_argument("--no-fgt", action="store_true", help="the host does without fine-grained traps")
     run.add_argument(
         "--counters", metavar="K", type=_number(0, 31), help="event counters of the guest (default: all but two)"
@@ -105,24 +125,63 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--smp", metavar="N", type=_number(1, MAX_VCPUS), default=1, help="vCPUs, 1 to 8 (default: 1)")
     run.add_argument("--timeout", metavar="S", type=_seconds, help="end the run after S seconds (default: never)")
     run.add_argument(
-        "--json",
-        metavar="FILE",
-        type=_file,
-        help="write the result as JSON; FILE -: to stdout, and the rest to stderr",
-    )
-    run.add_argument(
         "--costs",
         metavar="FILE",
         type=_file,
         help="what exits and the like take of the guest's time, instead of the built-in table (docs/costs.md)",
     )
-    run.add_argument(
-        "--compile",
-        action="store_true",
-        help="a scenario without guests' code: run it as machine code, worth it for a long one; making that takes a "
-        "minute, once for scenarios of a size",
+
+
+_COMPARE = """Run the same guest, or scenario, under one design of the virtual PMU after the other, and print one table:
+what the guest measured, and what each design cost (docs/comparison.md)."""
+_COMPARE_MORE = """A guest has as many event counters under every design that has some, so that it can count the same.
+Exit status: 0 all guests ended well, 1 one did not, 2 bad input, 130 interrupted by Ctrl-C, with the designs done so
+far. A scenario takes no option but --designs, --json, --plot and --costs."""
+
+
+def _designs(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    for name in names:
+        if name not in DESIGNS or names.count(name) > 1:
+            problem = "twice" if name in DESIGNS else "no design"
+            expected = f"some of {', '.join(DESIGNS)}, each once, with commas between"
+            raise argparse.ArgumentTypeError(f"{name!r}: {problem}: expected {expected}")
+    return names
+
+
+def _chart(text: str) -> str:
+    if not text.endswith((".png", ".svg")):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the name of a .png or .svg file")
+    return _file(text)
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument(
+        "guest",
+        metavar="GUEST",
+        help="demo, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
     )
-    run.set_defaults(handler=functools.partial(_run, run))
+    compare.add_argument(
+        "--designs",
+        metavar="A,B,...",
+        type=_designs,
+        default=DESIGNS,
+        help=f"the first is what others are compared with (default: {','.join(DESIGNS)})",
+    )
+    _add_machine(compare)
+    compare.add_argument("--json", action="store_true", help="print the result as JSON")
+    compare.add_argument("--plot", metavar="FILE", type=_chart, help="draw the overheads: a .png or .svg file")
+    compare.set_defaults(handler=functools.partial(_compare, compare))
+
+
+def _compare(compare: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    scenario = arguments.guest.endswith(SCENARIO_SUFFIX)
+    if scenario:
+        _check_scenario_options(compare, arguments)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from pmuvisor.lab import comparing
+
+    return comparing.run_scenario(arguments) if scenario else comparing.run(arguments)
 
 
 _CORES = """List the cores of the data file; or show each figure of one core with its source."""
@@ -174,7 +233,16 @@ def _conform(arguments: argparse.Namespace) -> int:
 def _check_scenario_options(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with status 2 where a scenario is run with an option that its file decides."""
     for name, value in vars(arguments).items():
-        if name not in ("command", "handler", "guest", "json", "compile", "costs") and value != run.get_default(name):
+        if name not in (
+            "command",
+            "handler",
+            "guest",
+            "json",
+            "compile",
+            "costs",
+            "designs",
+            "plot",
+        ) and value != run.get_default(name):
             run.error(f"argument --{name.replace('_', '-')}: not of a scenario: expected in {arguments.guest}")
 
 

@@ -277,7 +277,7 @@ def test_a_file_is_replaced_whole_and_a_link_to_it_stays(tmp_path: Path) -> None
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("before")
     link.symlink_to(target)
-    write_whole(link, "after")
+    write_whole(link, b"after")
     assert link.is_symlink()
     assert target.read_text() == "after"
     assert sorted(tmp_path.iterdir()) == [link, target]
@@ -285,7 +285,7 @@ def test_a_file_is_replaced_whole_and_a_link_to_it_stays(tmp_path: Path) -> None
 
 def test_what_is_no_file_is_written_to_and_not_replaced() -> None:
     reading, writing = os.pipe()
-    write_whole(Path(f"/dev/fd/{writing}"), "text")
+    write_whole(Path(f"/dev/fd/{writing}"), b"text")
     assert os.read(reading, 10) == b"text"
     os.close(reading)
     os.close(writing)

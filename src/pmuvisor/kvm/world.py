@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from pmuvisor.arch import pmu as arch_pmu
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.pmu import reset as pmu_reset
 from pmuvisor.arch.sysreg import INSTRUCTION
@@ -201,6 +202,17 @@ def handle_irq(world: World, c: int, v: int) -> int:
     if v != NO_VCPU and is_emulated(world.vms[world.vm_of[v]]):
         emulated.handle_overflows(world.host, c, world.vms[world.vm_of[v]], world.vcpus[v])
     return samples
+
+
+def counter_value(world: World, v: int, i: int, now: int) -> int:
+    """Return what counter `i` of vCPU `v`'s guest holds now, wherever the vCPU is. CYCLE is 31."""
+    vm = world.vms[world.vm_of[v]]
+    c = world.host.tasks[world.vcpus[v].task].cpu
+    if is_emulated(vm):
+        return emulated.counter_value(world.host, c, vm, world.vcpus[v], i, now)
+    if world.vcpus[v].residency == GUEST_OWNED:
+        return arch_pmu.counter_value(world.host.cpus[c].pe, i)
+    return emulated.register_value(world.vcpus[v], i)
 
 
 # ---- a switch of tasks ------------------------------------------------------------------------------------

@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pmuvisor import records
+from pmuvisor.arch import events
 from pmuvisor.arch.cores import Core, make_pe
-from pmuvisor.arch.events import INST_RETIRED
+from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
+from pmuvisor.arch.sysreg import CYCLE
 from pmuvisor.arch.unpredictable import choices_reached
+from pmuvisor.board.clock import COUNTED_BY_KVM
 from pmuvisor.board.hosted import HostedMachine
 from pmuvisor.board.lanes import COUNTED_EVENTS
 from pmuvisor.board.machine import DESIGNS, KVM_PMUVER_LIMIT, Config, Kvm, Outcome, Status
@@ -76,6 +79,8 @@ class VmResult:
     overhead_seconds: float
     migrations: int
     ledger: dict[str, int]
+    counted: tuple[str, ...]
+    """Of a guest of rates, what its counters show, a line for each, with what they ought to show."""
     unpredictable: tuple[str, ...]
 
 
@@ -621,8 +626,19 @@ class Hosting:
             overhead_seconds=0.0 if vm.machine is None else vm.machine.overhead_ns() / 1e9,
             migrations=sum(self.host.tasks[v].migrations for v in vm.threads()),
             ledger=ledger,
+            counted=tuple(self._counted(vm)) if vm.machine is None else (),
             unpredictable=tuple(choice.name for choice in choices_reached(unpredictable)),
         )
+
+    def _counted(self, vm: _Vm) -> Iterator[str]:
+        """Yield what the counters show of a guest without code, which counts all the time."""
+        kinds = self.scenario.kinds
+        for v in vm.threads():
+            for event, i in ((INST_RETIRED, 0), (CPU_CYCLES, CYCLE)):
+                if i < vm.spec.counters or i == CYCLE:
+                    count = world.counter_value(self.t.world, v, i, self.t.now)
+                    happened = self.t.executed[v * len(kinds) + kinds.index(event)]
+                    yield f"vCPU {v - vm.first}: {events.name_of(event)} {count:,} of {happened:,}"
 
     def _status(self, vm: _Vm) -> tuple[str, str]:
         if vm.outcome is not None:
@@ -646,13 +662,6 @@ def _ledger(vcpus: list[Vcpu]) -> dict[str, int]:
     """Return what the vCPUs of a guest without code cost, name to count."""
     bill = Counter[str]()
     for v in vcpus:
-        bill.update(
-            pmu_direct=v.direct,
-            pmu_trapped=v.trapped,
-            registers_swapped=v.swapped,
-            loads=v.loads,
-            puts=v.puts,
-            overflows=v.overflows,
-            interrupts_injected=v.injected,
-        )
+        bill.update(pmu_direct=v.direct, pmu_trapped=v.trapped)
+        bill.update({name: getattr(v, field) for name, field in COUNTED_BY_KVM.items()})
     return dict(bill)

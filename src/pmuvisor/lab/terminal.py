@@ -39,10 +39,19 @@ class Interruptible(Protocol):
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the guest that the command line asks for; return the exit status."""
-    request = Request(
+    request = request_of(arguments, arguments.design)
+    path, people = _where_to(arguments.json)
+    result = _run(request, people)
+    _write(result.as_json(), arguments.json, path, lambda: report.show(result, people))
+    return 1 if result.panic else EXIT_STATUS[result.status]
+
+
+def request_of(arguments: argparse.Namespace, design: str) -> Request:
+    """Return the run of a guest that the command line describes, under a design."""
+    return Request(
         guest=arguments.guest,
         core=cores.core(arguments.core),
-        design=arguments.design,
+        design=design,
         fgt=not arguments.no_fgt,
         counters=arguments.counters,
         kernel=_path(arguments.kernel),
@@ -51,21 +60,17 @@ def run(arguments: argparse.Namespace) -> int:
         memory=arguments.memory,
         vcpus=arguments.smp,
         timeout=arguments.timeout,
-        costs=_costs(arguments.costs),
+        costs=cost_table(arguments.costs),
     )
-    path, people = _where_to(arguments.json)
-    result = _run(request, people)
-    _write(result.as_json(), arguments.json, path, lambda: report.show(result, people))
-    return 1 if result.panic else EXIT_STATUS[result.status]
 
 
 def run_scenario(arguments: argparse.Namespace) -> int:
     """Run the scenario that the command line asks for; return the exit status: 1 where a guest came to a bad end."""
     scenario = load(Path(arguments.guest))
-    table = _costs(arguments.costs)
+    table = cost_table(arguments.costs)
     path, people = _where_to(arguments.json)
     screen = _Screen(scenario, people)
-    with _ctrl_c() as started:
+    with ctrl_c() as started:
         if arguments.compile:
             screen.say("compiling")
         hosting = Hosting(scenario, screen.show, compiled=arguments.compile, costs=table)
@@ -87,14 +92,14 @@ def _where_to(name: str | None) -> tuple[Path | None, TextIO]:
     """Return the file for JSON, if there is to be one, and where what is for people goes."""
     path = None if name == "-" else _path(name)
     if path is not None:
-        _check_writable(path)
+        check_writable(path)
     return path, sys.stderr if name == "-" else sys.stdout
 
 
 def _write(result: dict[str, Any], name: str | None, path: Path | None, show: Callable[[], None]) -> None:
     """Write the JSON, to a file first and to stdout last; `show` prints what is for people."""
     if path is not None:
-        write_whole(path, json.dumps(result, indent=1) + "\n")
+        write_whole(path, json.dumps(result, indent=1).encode() + b"\n")
     show()
     if name == "-":
         json.dump(result, sys.stdout, indent=1)
@@ -148,7 +153,7 @@ class _Screen:
             self._below = False
 
 
-def _costs(name: str | None) -> CostTable:
+def cost_table(name: str | None) -> CostTable:
     return costs.built_in() if name is None else costs.load(Path(name))
 
 
@@ -166,35 +171,35 @@ def _run(request: Request, people: TextIO) -> Result:
         last = data[-1:]
 
     people.flush()
-    with _keyboard() as poll, _ctrl_c() as started:
+    with _keyboard() as poll, ctrl_c() as started:
         result = run_guest(request, show, poll, started)
     if last != b"\n":
         print(file=people)
     return result
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path, option: str = "json") -> None:
     """Raise RequestError now, rather than after the run, where no file could be written at `path`."""
     if path.is_dir():
-        raise RequestError(f"json: {path}: is a directory, expected a file to write to")
+        raise RequestError(f"{option}: {path}: is a directory, expected a file to write to")
     try:
         if path.exists() and not path.is_file():
             return
         with tempfile.NamedTemporaryFile(dir=path.resolve().parent):
             pass
     except OSError as error:
-        raise RequestError(f"json: {path}: cannot be written: {error.strerror}") from None
+        raise RequestError(f"{option}: {path}: cannot be written: {error.strerror}") from None
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one step: it is there whole, or as it was. What is no regular file, as a pipe, is written to."""
     if path.exists() and not path.is_file():
-        path.write_text(text)
+        path.write_bytes(content)
         return
     path = path.resolve()
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            file.write(text)
+            file.write(content)
             file.close()
             os.chmod(file.name, 0o666 & ~_umask())
             os.replace(file.name, path)
@@ -210,7 +215,7 @@ def _umask() -> int:
 
 
 @contextmanager
-def _ctrl_c() -> Iterator[Callable[[Interruptible], None]]:
+def ctrl_c() -> Iterator[Callable[[Interruptible], None]]:
     """Make SIGINT and SIGTERM end the run at the next slice; the context is given what runs when it is there."""
     asked: list[Interruptible] = []
 
@@ -220,7 +225,7 @@ def _ctrl_c() -> Iterator[Callable[[Interruptible], None]]:
     def handle(number: int, frame: object) -> None:
         if not asked:
             raise KeyboardInterrupt
-        asked[0].interrupted = True
+        asked[-1].interrupted = True
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
