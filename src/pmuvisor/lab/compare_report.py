@@ -32,6 +32,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "what has nothing to do with the PMU": ("exits.mmio", "exits.hvc", "exits.wfi", "exits.sgi", "loads", "puts"),
 }
 """The parts of a bar, and the items of the ledger in each."""
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "lightgrey")
 
 
 def show(title: str, runs: Sequence[DesignRun], file: TextIO) -> None:
@@ -157,9 +158,9 @@ def plot(title: str, runs: Sequence[DesignRun], kind: str) -> bytes:
 def _bars(axes: Axes, runs: Sequence[DesignRun]) -> None:
     names = [run.design for run in runs]
     left = [0.0] * len(runs)
-    for part, items in PARTS.items():
+    for (part, items), color in zip(PARTS.items(), COLORS, strict=True):
         widths = [_percent(run, items) for run in runs]
-        axes.barh(names, widths, left=left, label=part)
+        axes.barh(names, widths, left=left, label=part, color=color)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("overhead, % of the time without it (a model: docs/costs.md)")
