@@ -144,7 +144,8 @@ def test_json_has_a_design_after_the_other_in_the_order_asked_for(capsys: pytest
     assert [run["design"] for run in result["designs"]] == ["lazy", "emulated"]
     first, second = result["designs"]
     assert (first["differences"], first["counters"], second["counters"]) == ([], 3, 3)
-    assert {"first": "demo: cycles 300", "here": "demo: cycles 200"}.items() <= second["differences"][1].items()
+    empty_window = second["differences"][0]
+    assert ("INST_RETIRED 4" in empty_window["first"], "INST_RETIRED 3" in empty_window["here"]) == (True, True)
 
 
 def test_a_chart_is_the_same_bytes_each_time(demo: dict[str, DesignRun]) -> None:
