@@ -190,3 +190,25 @@ def test_a_users_table_takes_the_place_of_the_built_in_one(tmp_path: Path, capfd
 def test_the_built_in_file_is_the_one_that_the_package_has() -> None:
     path = Path(costs.__file__).parent / costs.FILE
     assert load(path).by_core == built_in().by_core
+
+
+SCENARIO = '[host]\ncpus = ["max"]\n[[vm]]\nname = "a"\nguest = "{guest}"\n'
+
+
+def test_a_scenarios_guest_with_code_is_priced_by_a_users_table(tmp_path: Path) -> None:
+    mine, path, out = tmp_path / "my.toml", tmp_path / "x.toml", tmp_path / "out"
+    mine.write_text(WHOLE)
+    path.write_text('duration = "20ms"\n' + SCENARIO.format(guest="demo"))
+    assert cli.main(["run", str(path), "--costs", str(mine), "--json", str(out)]) == 0
+    (vm,) = json.loads(out.read_text())["vms"]
+    assert vm["overhead_cycles"] == 10 * sum(vm["ledger"][name] for name in PRICED) > 0
+    assert vm["overhead_seconds"] == vm["overhead_cycles"] / 1e9
+
+
+def test_a_table_is_refused_where_no_guest_would_feel_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, path = tmp_path / "my.toml", tmp_path / "x.toml"
+    mine.write_text(WHOLE)
+    path.write_text('duration = "1ms"\n' + SCENARIO.format(guest="busy"))
+    assert cli.main(["run", str(path), "--costs", str(mine)]) == 2
+    expected = f"pmuvisor: costs: {path} has no guest with code: expected one, to feel what they cost\n"
+    assert capsys.readouterr() == ("", expected)

@@ -68,6 +68,8 @@ def run_scenario(arguments: argparse.Namespace) -> int:
     """Run the scenario that the command line asks for; return the exit status: 1 where a guest came to a bad end."""
     scenario = load(Path(arguments.guest))
     table = cost_table(arguments.costs)
+    if arguments.costs is not None and all(vm.activity is not None for vm in scenario.vms):
+        raise RequestError(f"costs: {arguments.guest} has no guest with code: expected one, to feel what they cost")
     path, people = _where_to(arguments.json)
     screen = _Screen(scenario, people)
     with ctrl_c() as started:
