@@ -63,7 +63,8 @@ def test_the_demo_counts_the_same_under_every_design_that_has_event_counters(dem
     assert exact["emulated"] == exact["partitioned"] == exact["lazy"]
     assert all(run.fine for run in demo.values())
     # What differs is that instructions which trap are not the guest's to retire: 100 writes of PMSWINC_EL0.
-    assert Difference(23, "demo: cycles 200", "demo: cycles 300") in demo["partitioned"].differences
+    places = [(d.first, d.here) for d in demo["partitioned"].differences]
+    assert ("demo: cycles 200", "demo: cycles 300") in places
     assert [d.here for d in demo["lazy"].differences] == [d.here for d in demo["partitioned"].differences]
 
 
@@ -120,7 +121,10 @@ def test_a_scenarios_guests_count_what_happened_under_every_design(tmp_path: Pat
             assert counted.endswith(happened), line
     assert runs["emulated"].printed == runs["partitioned"].printed == runs["lazy"].printed
     assert len(runs["fixed-counters-only"].printed) == 3, "the cycles of three vCPUs"
-    assert all(run.lost_ns is not None and run.lost_ns > 0 for run in runs.values()), "six events want six counters"
+    lost = {design: run.lost_ns for design, run in runs.items()}
+    # Six events of the host, and six counters besides the cycle counter, which the guest has in any case.
+    assert lost.pop("fixed-counters-only") == 0
+    assert all(ns for ns in lost.values())
     assert runs["partitioned"].ledger["rescheduled"] > 0 == runs["emulated"].ledger["rescheduled"]
 
 
