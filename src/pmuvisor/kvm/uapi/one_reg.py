@@ -1,0 +1,219 @@
+"""The registers of a vCPU that userspace reads and writes: KVM_GET_ONE_REG, KVM_SET_ONE_REG, KVM_GET_REG_LIST.
+
+The PMU's registers, in the order of KVM's table (arch/arm64/kvm/sys_regs.c), which is that of their encodings, and
+ID_AA64DFR0_EL1, whose PMUVer says which PMU it is. Nothing else of a vCPU is here: core registers, the other System
+registers and firmware's are ENOENT. PMCEID<n>_EL0, PMMIR_EL1, PMXEVTYPER_EL0 and PMXEVCNTR_EL0 are no state of a vCPU,
+and KVM does not show them either.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pmuvisor.arch.sysreg import (
+    CYCLE,
+    ID_AA64DFR0_EL1,
+    MAX_EVENT_COUNTERS,
+    PMCCFILTR_EL0,
+    PMCCNTR_EL0,
+    PMCNTENCLR_EL0,
+    PMCNTENSET_EL0,
+    PMCR_C,
+    PMCR_EL0,
+    PMCR_LC,
+    PMCR_N_SHIFT,
+    PMCR_P,
+    PMINTENCLR_EL1,
+    PMINTENSET_EL1,
+    PMOVSCLR_EL0,
+    PMOVSSET_EL0,
+    PMSELR_EL0,
+    PMSWINC_EL0,
+    PMUSERENR_EL0,
+    pmevcntr,
+    pmevtyper,
+)
+from pmuvisor.kvm import emulated
+from pmuvisor.kvm.uapi.memory import error
+from pmuvisor.kvm.vcpu import implemented_counter_mask
+
+if TYPE_CHECKING:
+    from pmuvisor.kvm.uapi.vcpu import Vcpu
+
+_HALF = (1 << 32) - 1
+PMUVER_SHIFT = 8
+PMUVER_IMP_DEF = 0xF
+DEBUGVER_IMP = 6
+"""ID_AA64DFR0_EL1.DebugVer of Armv8-A, the least that there is. Of this register only PMUVer is the host's here."""
+
+
+@dataclass(frozen=True)
+class Register:
+    """One register as userspace has it (struct sys_reg_desc, get_user and set_user)."""
+
+    key: int
+    get: Callable[[Vcpu], int]
+    set: Callable[[Vcpu, int], None]
+    of_pmu: bool = True
+    """There only if the vCPU has a PMU (pmu_visibility())."""
+
+
+# ---- masks of counters, and registers without one ---------------------------------------------------------
+
+
+def _mask_register(key: int, field: str) -> Register:
+    """Return a SET or CLR register. Either is the whole value for userspace (get_pmreg(), set_pmreg())."""
+
+    def get(vcpu: Vcpu) -> int:
+        return int(getattr(vcpu.record, field)) & implemented_counter_mask(vcpu.vm.record)
+
+    def put(vcpu: Vcpu, value: int) -> None:
+        setattr(vcpu.record, field, value & implemented_counter_mask(vcpu.vm.record))
+        vcpu.record.reload_pmu = 1
+
+    return Register(key, get, put)
+
+
+def _plain_register(key: int, field: str, mask: int) -> Register:
+    """Return a register that is stored as it comes, as far as it has bits."""
+
+    def get(vcpu: Vcpu) -> int:
+        return int(getattr(vcpu.record, field))
+
+    def put(vcpu: Vcpu, value: int) -> None:
+        setattr(vcpu.record, field, value & mask)
+
+    return Register(key, get, put)
+
+
+# ---- PMCR_EL0 ---------------------------------------------------------------------------------------------
+
+
+def _get_pmcr(vcpu: Vcpu) -> int:
+    """State get_pmcr(), kvm_vcpu_read_pmcr(): IMP and IDCODE read as zero."""
+    return emulated.read_pmcr(vcpu.vm.record, vcpu.record)
+
+
+def _set_pmcr(vcpu: Vcpu, value: int) -> None:
+    """State set_pmcr(): N sets the count before the VM has run; what cannot be is ignored.
+
+    A partitioned VM's count is SET_NR_COUNTERS' alone, as the review of its series asks: N is ignored. P and C zero
+    nothing. KVM stores them where the guest can read them; here they read as zero, as the architecture has it.
+    """
+    n = (value >> PMCR_N_SHIFT) & 31
+    vm = vcpu.vm
+    if not vm.ran_once and not vm.partitioned() and n <= vm.max_counters():
+        vm.set_nr_counters(n)
+    kept = value & emulated.PMCR_MASK & ~(PMCR_P | PMCR_C)
+    if not vm.system.has_32bit_el0:
+        kept |= PMCR_LC
+    vcpu.record.pmcr = kept
+    vcpu.record.reload_pmu = 1
+
+
+# ---- counters and their types -----------------------------------------------------------------------------
+
+
+def _counter(i: int) -> Register:
+    def get(vcpu: Vcpu) -> int:
+        """State get_pmu_evcntr()."""
+        if i >= len(vcpu.record.evcntr):
+            return vcpu.beyond.get(pmevcntr(i), 0)
+        return vcpu.system.counter_value(vcpu, i)
+
+    def put(vcpu: Vcpu, value: int) -> None:
+        """State set_pmu_evcntr(), kvm_pmu_set_counter_value_user()."""
+        if i >= len(vcpu.record.evcntr):
+            vcpu.beyond[pmevcntr(i)] = value
+        else:
+            vcpu.system.set_counter_value(vcpu, i, value)
+
+    return Register(pmevcntr(i), get, put)
+
+
+def _type(i: int) -> Register:
+    def get(vcpu: Vcpu) -> int:
+        if i >= len(vcpu.record.evtyper):
+            return vcpu.beyond.get(pmevtyper(i), 0)
+        return vcpu.record.evtyper[i]
+
+    def put(vcpu: Vcpu, value: int) -> None:
+        if i >= len(vcpu.record.evtyper):
+            vcpu.beyond[pmevtyper(i)] = value & _HALF
+        else:
+            vcpu.record.evtyper[i] = value & _HALF
+
+    return Register(pmevtyper(i), get, put)
+
+
+def _get_ccntr(vcpu: Vcpu) -> int:
+    return vcpu.system.counter_value(vcpu, CYCLE)
+
+
+def _set_ccntr(vcpu: Vcpu, value: int) -> None:
+    vcpu.system.set_counter_value(vcpu, CYCLE, value)
+
+
+# ---- ID_AA64DFR0_EL1 --------------------------------------------------------------------------------------
+
+
+def _get_dfr0(vcpu: Vcpu) -> int:
+    """State read_id_reg(): the VM's."""
+    return DEBUGVER_IMP | vcpu.vm.record.pmuver << PMUVER_SHIFT
+
+
+def _set_dfr0(vcpu: Vcpu, value: int) -> None:
+    """State set_id_aa64dfr0_el1() and set_id_reg(): PMUVer may be less than KVM offers. Raises EINVAL, EBUSY."""
+    vm = vcpu.vm
+    pmuver = (value >> PMUVER_SHIFT) & 0xF
+    if pmuver == PMUVER_IMP_DEF:
+        value &= ~(0xF << PMUVER_SHIFT)
+        pmuver = 0
+    if value & 0xF < DEBUGVER_IMP:
+        raise error(errno.EINVAL, f"DebugVer: expected {DEBUGVER_IMP}")
+    if vm.ran_once:
+        if value != _get_dfr0(vcpu):
+            raise error(errno.EBUSY, "a vCPU has run: ID registers are constant")
+        return
+    limit = vm.system.pmuver_limit if vm.has_pmu() else 0
+    if pmuver > limit or value != DEBUGVER_IMP | pmuver << PMUVER_SHIFT:
+        raise error(errno.EINVAL, f"ID_AA64DFR0_EL1 {value:#x}: expected DebugVer 6, PMUVer 0 to {limit}, the rest 0")
+    vm.record.pmuver = pmuver
+
+
+def _ignore(vcpu: Vcpu, value: int) -> None:
+    """State set_wi_reg()."""
+
+
+REGISTERS: dict[int, Register] = {
+    register.key: register
+    for register in sorted(
+        [
+            Register(ID_AA64DFR0_EL1, _get_dfr0, _set_dfr0, of_pmu=False),
+            _mask_register(PMINTENSET_EL1, "inten"),
+            _mask_register(PMINTENCLR_EL1, "inten"),
+            Register(PMCR_EL0, _get_pmcr, _set_pmcr),
+            _mask_register(PMCNTENSET_EL0, "cnten"),
+            _mask_register(PMCNTENCLR_EL0, "cnten"),
+            _mask_register(PMOVSCLR_EL0, "ovs"),
+            Register(PMSWINC_EL0, lambda vcpu: 0, _ignore),
+            _plain_register(PMSELR_EL0, "selr", 0x1F),
+            Register(PMCCNTR_EL0, _get_ccntr, _set_ccntr),
+            _plain_register(PMUSERENR_EL0, "userenr", 0xF),
+            _mask_register(PMOVSSET_EL0, "ovs"),
+            *(_counter(i) for i in range(MAX_EVENT_COUNTERS)),
+            *(_type(i) for i in range(MAX_EVENT_COUNTERS)),
+            _plain_register(PMCCFILTR_EL0, "ccfiltr", _HALF),
+        ],
+        key=lambda register: register.key,
+    )
+}
+"""Every register that there is, by its key, in the order of KVM_GET_REG_LIST."""
+
+
+def visible(vcpu: Vcpu) -> list[Register]:
+    """Return the registers that this vCPU has, in KVM's order."""
+    return [register for register in REGISTERS.values() if vcpu.vm.has_pmu() or not register.of_pmu]
