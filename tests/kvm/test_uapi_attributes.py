@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import itertools
 from errno import EBUSY, EEXIST, EFAULT, EINVAL, ENODEV, ENXIO, EPERM
 
 import pytest
 
-from pmuvisor.arch.cores import Core
+from pmuvisor.arch.cores import Core, core
 from pmuvisor.kvm.uapi import Vcpu
 from pmuvisor.kvm.uapi import abi as k
 from pmuvisor.kvm.vcpu import EMULATED, LAZY, PARTITIONED
@@ -549,12 +551,33 @@ def test_a_partition_is_on_the_cpus_of_its_pmu_only() -> None:
     assert vcpu.vm.supported_cpus == 0b0011
 
 
-def test_set_pmu_and_fixed_counters_only_undo_a_partition() -> None:
-    vcpu = hetero()
-    for attr, value in ((SET_PMU, 9), (FIXED, None)):
-        vcpu.set_attr(PARTITION, 3)
-        vcpu.set_attr(attr, value)
-        assert vcpu.get_attr(PARTITION) == 0
+def test_a_partition_that_is_undone_leaves_nothing_behind() -> None:
+    for pmu, cpus in ((None, 0b1111), (9, 0b1100)):
+        vcpu = vcpu_with_pmu(system(LITTLE, LITTLE, BIG, BIG, reserved_host_counters=2))
+        if pmu is not None:
+            vcpu.set_attr(SET_PMU, pmu)
+        vcpu.set_attr(PARTITION, 1)
+        vcpu.set_attr(PARTITION, 0)
+        assert (vcpu.vm.record.design, vcpu.vm.record.nr_counters, vcpu.vm.supported_cpus) == (EMULATED, 6, cpus)
+
+
+def test_fixed_counters_only_undoes_a_partition_and_set_pmu_moves_it() -> None:
+    vcpu = vcpu_with_pmu(system(LITTLE, LITTLE, BIG, BIG, reserved_host_counters=2))
+    vcpu.set_attr(PARTITION, 3)
+    vcpu.set_attr(SET_PMU, 9)
+    assert (vcpu.get_attr(PARTITION), vcpu.vm.record.nr_counters, vcpu.vm.supported_cpus) == (3, 4, 0b1100)
+    vcpu.set_attr(FIXED)
+    assert vcpu.get_attr(PARTITION) == 0
+
+
+def test_set_pmu_of_a_pmu_that_cannot_have_the_partition_is_refused_and_changes_nothing() -> None:
+    small = dataclasses.replace(core(LITTLE), name="two counters", event_counters=2)
+    for reserved, number in ((2, EINVAL), (3, EPERM)):
+        vcpu = vcpu_with_pmu(system(BIG, small, reserved_host_counters=reserved))
+        vcpu.set_attr(PARTITION, 1)
+        with refused(number):
+            vcpu.set_attr(SET_PMU, 9)
+        assert (vcpu.vm.record.pmu, vcpu.vm.supported_cpus, vcpu.vm.record.nr_counters) == (0, 0b01, 6 - reserved)
 
 
 # ---- what VMMs do -----------------------------------------------------------------------------------------
@@ -582,6 +605,20 @@ def test_a_vmm_may_try_fixed_counters_only_first() -> None:
     vcpu.set_filter(0x11, 1, ALLOW)
     vcpu.set_attr(INIT)
     assert (vcpu.vm.record.design, vcpu.vm.record.nr_counters, vcpu.vm.supported_cpus) == (EMULATED, 6, 0b1100)
+
+
+def test_attributes_in_any_legal_order_end_alike() -> None:
+    # What SET_PMU cancels, or a filter keeps it from, comes after it.
+    steps = {"pmu": (SET_PMU, 9), "partition": (PARTITION, 1), "count": (SET_NR_COUNTERS, 3), "filter": (FILTER, None)}
+    ends = []
+    for order in itertools.permutations(steps):
+        if order.index("pmu") < min(order.index("count"), order.index("filter")):
+            vcpu = hetero()
+            for attr, value in (steps[name] for name in order):
+                vcpu.set_attr(attr, k.kvm_pmu_event_filter(base_event=3, nevents=9) if value is None else value)
+            ends.append((vcpu.vm.record, vcpu.vm.supported_cpus))
+    assert len(ends) == 8
+    assert all(end == ends[0] for end in ends)
 
 
 def test_the_low_level_ioctl_takes_an_address_as_well_as_an_object() -> None:

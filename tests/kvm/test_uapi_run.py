@@ -7,7 +7,7 @@ from errno import EBUSY, EINTR, EINVAL, EIO, ENOEXEC, ENXIO
 
 import pytest
 
-from pmuvisor.kvm.uapi import Execute, Mmio, Preempt, Read, Signal, SystemEvent, Vcpu, Write
+from pmuvisor.kvm.uapi import Execute, Mmio, Preempt, Read, Signal, System, SystemEvent, Vcpu, Write
 from pmuvisor.kvm.uapi import abi as k
 from pmuvisor.kvm.uapi.run import Guest
 
@@ -188,7 +188,7 @@ def test_mmio_goes_to_userspace_and_a_read_gets_its_answer() -> None:
     seen: list[int | None] = []
 
     def guest() -> Guest:
-        yield Mmio(0x900_0000, 4, True, 0x41)
+        seen.append((yield Mmio(0x900_0000, 4, True, 0x41)))
         seen.append((yield Mmio(0x900_0018, 2, False)))
 
     vcpu = ready()
@@ -199,7 +199,7 @@ def test_mmio_goes_to_userspace_and_a_read_gets_its_answer() -> None:
     assert (mmio.phys_addr, mmio.len, mmio.is_write) == (0x900_0018, 2, 0)
     mmio.data[:2] = [0x90, 0x01]
     assert vcpu.run() == k.KVM_EXIT_SYSTEM_EVENT
-    assert seen == [0x190]
+    assert seen == [None, 0x190]
 
 
 # ---- what guests count ------------------------------------------------------------------------------------
@@ -269,6 +269,101 @@ def test_counts_go_on_after_a_restore_on_another_host_and_in_another_design(befo
     assert seen == [1000, 1000, 1500, 1500]
     # The other host has PMUv3p5; the guest still has the p1 that it was given.
     assert target.get_one_reg(k.sys_reg_id_of("ID_AA64DFR0_EL1")) >> 8 & 15 == 4
+
+
+def counting(design: str, host: System | None = None) -> tuple[Vcpu, list[int | None]]:
+    """Return a vCPU whose guest has counted 1000 instructions and cycles, and what it sees."""
+    seen: list[int | None] = []
+    vcpu = vcpu_with_pmu(host)
+    DESIGNS[design](vcpu)
+    with refused(EINTR):
+        run_guest(ready(vcpu), lambda: counting_guest(seen))
+    return vcpu, seen
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_what_userspace_writes_between_two_runs_is_what_counts(design: str) -> None:
+    vcpu, seen = counting(design)
+    for name, value in (("PMCNTENSET_EL0", 1 << 31), ("PMCCNTR_EL0", 7), ("PMCNTENSET_EL0", 1), ("PMEVCNTR0_EL0", 5)):
+        vcpu.set_one_reg(k.sys_reg_id_of(name), value)
+        with refused(EINTR):
+            vcpu.run()
+    assert seen == [1000, 1000, 1000, 2000, 1000, 1007, 2000, 1007, 1005, 1007]
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_an_overflow_that_was_saved_interrupts_where_it_is_restored(design: str) -> None:
+    source, _ = counting(design)
+    for name, value in (("PMOVSSET_EL0", 1), ("PMINTENSET_EL1", 1)):
+        source.set_one_reg(k.sys_reg_id_of(name), value)
+    target = vcpu_with_pmu()
+    DESIGNS[design](target)
+    target.restore(source.save())
+    target.set_attr(INIT)
+    with refused(EINTR):
+        run_guest(target, idle)
+    assert target.run_page.s.regs.device_irq_level == k.KVM_ARM_DEV_PMU
+
+
+def test_a_guest_of_a_newer_pmu_is_not_restored_on_an_older_one() -> None:
+    source, _ = counting("emulated", system("neoverse-n2"))
+    with refused(EINVAL):
+        vcpu_with_pmu().restore(source.save())
+
+
+@pytest.mark.parametrize("use_fgt", [0, 1])
+def test_a_partition_with_fine_grained_traps_goes_to_the_hardware(use_fgt: int) -> None:
+    vcpu, seen = counting("partitioned", system("max", use_fgt=use_fgt, reserved_host_counters=2))
+    assert seen == [1000, 1000]
+    assert (vcpu.record.direct > 0) == bool(use_fgt)
+    assert vcpu.record.trapped > 0
+
+
+def test_a_partition_may_have_no_event_counters_where_hpmn_can_be_zero() -> None:
+    vcpu = vcpu_with_pmu(system("max"))
+    vcpu.set_attr(SET_NR_COUNTERS, 0)
+    vcpu.set_attr(PARTITION, k.PARTITION_ENABLE)
+    assert run_guest(ready(vcpu), idle) == k.KVM_EXIT_SYSTEM_EVENT
+
+
+def test_a_partition_gives_every_counter_back_to_the_host() -> None:
+    vcpu, _ = counting("partitioned")
+    hw = vcpu.system.world.host.cpus[0].hw
+    assert (hw.cntr_mask & 0x8000_003F, hw.guest_resident) == (0x8000_003F, 0)
+
+
+def test_fixed_counters_only_goes_on_counting_on_a_host_of_other_cores() -> None:
+    cycles = k.sys_reg_id_of("PMCCNTR_EL0")
+
+    def guest() -> Guest:
+        yield from reset_pmu()
+        yield Write("PMCNTENSET_EL0", 1 << 31)
+        yield Write("PMCR_EL0", 1)
+        yield Execute(1000)
+
+    def later() -> Guest:
+        yield Execute(500)
+        yield Preempt(1)
+        yield Execute(500)
+
+    source, target = (vcpu_with_pmu(system(*cores)) for cores in ((LITTLE, BIG), ("neoverse-n1", "cortex-x1")))
+    for vcpu, script in ((source, guest), (target, later)):
+        vcpu.set_attr(FIXED)
+        if vcpu is target:
+            target.restore(source.save())
+        run_guest(ready(vcpu), script)
+    assert (source.get_one_reg(cycles), target.get_one_reg(cycles)) == (1000, 2000)
+
+
+def test_two_vms_count_for_themselves_on_one_cpu() -> None:
+    host = system(vms=2)
+    first, seen = counting("partitioned", host)
+    second, also_seen = counting("emulated", host)
+    with refused(EINTR):
+        first.run()
+    with refused(EINTR):
+        second.run()
+    assert seen == also_seen == [1000, 1000, 2000, 2000]
 
 
 def test_fixed_counters_only_counts_cycles_on_every_kind_of_core() -> None:

@@ -307,8 +307,10 @@ def test_vcpu_init_with_other_features_than_the_vms_is_einval() -> None:
 def test_vcpu_init_on_a_cpu_without_a_pmu_is_enodev() -> None:
     kvm = system(BIG, BIG)
     kvm.pmus = [pmu for pmu in kvm.pmus if pmu.number == 1]
+    vcpu = kvm.create_vm().create_vcpu(0)
     with refused(ENODEV):
-        kvm.create_vm().create_vcpu(0).init(*PMU)
+        vcpu.init(*PMU)
+    vcpu.init(k.KVM_ARM_VCPU_PSCI_0_2)
 
 
 def test_vcpu_init_with_power_off_leaves_it_stopped_and_is_no_feature() -> None:

@@ -17,6 +17,7 @@ from pmuvisor.kvm.uapi.memory import error
 from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, LAZY, PARTITIONED
 
 if TYPE_CHECKING:
+    from pmuvisor.kvm.uapi.system import HostPmu
     from pmuvisor.kvm.uapi.vcpu import Vcpu
     from pmuvisor.kvm.uapi.vm import Vm
 
@@ -109,7 +110,7 @@ def set_filter(vcpu: Vcpu, addr: int) -> None:
 def set_pmu(vcpu: Vcpu, addr: int) -> None:
     """KVM_ARM_VCPU_PMU_V3_SET_PMU, kvm_arm_pmu_v3_set_pmu(): the PMU of the type that sysfs names, and its CPUs only.
 
-    What FIXED_COUNTERS_ONLY or PARTITION had asked for is gone.
+    What FIXED_COUNTERS_ONLY or SET_NR_COUNTERS had asked for is gone. A partition is one of this PMU now.
     """
     vm = vcpu.vm
     pmu_id = vcpu.memory.get_user(addr, 4, signed=True)
@@ -118,7 +119,11 @@ def set_pmu(vcpu: Vcpu, addr: int) -> None:
         raise error(errno.ENXIO, f"no PMU of type {pmu_id}")
     if vm.ran_once or (vm.record.filter_words != 0 and vm.pmu is not pmu):
         raise error(errno.EBUSY, "a vCPU has run, or an event filter of another PMU's events is set")
+    if vm.partitioned():
+        _check_can_partition(pmu)
+        _check_partition(pmu, pmu.max_guest_counters)
     vm.set_arm_pmu(pmu)
+    vm.pmu_asked_for = True
     vm.set_supported_cpus(pmu.cpus)
 
 
@@ -167,23 +172,20 @@ def set_partition(vcpu: Vcpu, addr: int) -> None:
         raise error(errno.EINVAL, f"partition {flags:#x}: expected 0, ENABLE (1) or ENABLE | LAZY (3)")
     pmu = vm.pmu
     assert pmu is not None
-    if pmu.max_guest_counters < 0:
-        raise error(errno.EPERM, "the host was booted without arm_pmuv3.reserved_host_counters")
+    _check_can_partition(pmu)
     if vm.ran_once:
         raise error(errno.EBUSY, "a vCPU has run")
     if vm.fixed_counters_only():
         if flags:
             raise error(errno.EINVAL, "FIXED_COUNTERS_ONLY leaves no event counters to partition")
         return
-    before = vm.record.design
-    vm.record.design = (EMULATED, PARTITIONED, EMULATED, LAZY)[flags]
-    n = vm.record.nr_counters if vm.count_asked_for else min(vm.record.nr_counters, vm.max_counters())
-    if vm.refused_count(n):
-        vm.record.design = before
-        raise error(errno.EINVAL, f"{n} event counters: this PMU cannot give a guest so many, or so few")
-    vm.record.nr_counters = n
+    most = pmu.max_guest_counters if flags else pmu.event_counters
+    n = vm.record.nr_counters if vm.count_asked_for else most
     if flags:
-        vm.set_supported_cpus(pmu.cpus)
+        _check_partition(pmu, n)
+    vm.record.design = {0: EMULATED, abi.PARTITION_ENABLE: PARTITIONED}.get(flags, LAZY)
+    vm.record.nr_counters = n
+    vm.set_supported_cpus(pmu.cpus if flags or vm.pmu_asked_for else vm.system.possible_cpus)
 
 
 def get_partition(vcpu: Vcpu, addr: int) -> None:
@@ -192,6 +194,16 @@ def get_partition(vcpu: Vcpu, addr: int) -> None:
     if not vcpu.vm.has_pmu():
         raise error(errno.ENODEV, "the vCPU has no PMU")
     vcpu.memory.put_user(addr, flags.get(vcpu.vm.record.design, 0), 4)
+
+
+def _check_can_partition(pmu: HostPmu) -> None:
+    if pmu.max_guest_counters < 0:
+        raise error(errno.EPERM, "the host was booted without arm_pmuv3.reserved_host_counters")
+
+
+def _check_partition(pmu: HostPmu, n: int) -> None:
+    if pmu.partition_refused(n):
+        raise error(errno.EINVAL, f"{n} event counters: this PMU cannot give a partition so many, or so few")
 
 
 def _check_not_ran(vm: Vm) -> None:

@@ -68,7 +68,7 @@ def run(vcpu: Vcpu) -> int:
     _run_pid_change(vcpu)
     page = vcpu.run_page
     system = vcpu.system
-    if page.exit_reason == abi.KVM_EXIT_MMIO:
+    if page.exit_reason == abi.KVM_EXIT_MMIO and not page.mmio.is_write:
         vcpu.mmio_result = int.from_bytes(bytes(page.mmio.data)[: page.mmio.len], "little")
     if page.immediate_exit:
         raise error(errno.EINTR, "immediate_exit is set")

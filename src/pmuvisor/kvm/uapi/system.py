@@ -17,7 +17,7 @@ from pmuvisor.arch.cores import Core, make_pe
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
 from pmuvisor.arch.pmu import Features
 from pmuvisor.arch.sysreg import CYCLE, PMCR_LP, PMUV3P5
-from pmuvisor.kvm import access, emulated
+from pmuvisor.kvm import access, emulated, partitioned
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.uapi import abi
 from pmuvisor.kvm.uapi.memory import UserMemory, error
@@ -51,6 +51,10 @@ class HostPmu:
     def event_counters(self) -> int:
         """How many event counters it has."""
         return self.core.event_counters
+
+    def partition_refused(self, n: int) -> bool:
+        """Tell whether it cannot give a partition `n` event counters: it may not, or MDCR_EL2.HPMN cannot be that."""
+        return n > self.max_guest_counters or bool(partitioned.count_refused(self.core, n))
 
 
 def boot(

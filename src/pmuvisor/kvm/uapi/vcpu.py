@@ -87,11 +87,12 @@ class Vcpu:
             raise error(errno.ENOENT, f"features {features:#x}: KVM knows {abi.KVM_VCPU_MAX_FEATURES}")
         if features & ~self.system.supported_features:
             raise error(errno.EINVAL, f"features {features & ~self.system.supported_features:#x} are not this host's")
-        if self.vm.features not in (None, features):
+        if self.vm.features_configured and features != self.vm.features:
             raise error(errno.EINVAL, f"features {features:#x}: the VM's vCPUs have {self.vm.features:#x}")
         if not self.initialized:
             self._set_target(features)
         self._reset()
+        self.vm.features_configured = True
         self.initialized = True
         self.mp_state = abi.KVM_MP_STATE_STOPPED if power_off else abi.KVM_MP_STATE_RUNNABLE
         return 0

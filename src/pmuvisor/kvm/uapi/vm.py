@@ -11,7 +11,6 @@ from ctypes import sizeof
 from typing import TYPE_CHECKING, Any
 
 from pmuvisor.arch.sysreg import PMUV3P0
-from pmuvisor.kvm import partitioned
 from pmuvisor.kvm.uapi import abi
 from pmuvisor.kvm.uapi.abi import kvm_create_device, kvm_device_attr, kvm_pmu_event_filter, kvm_vcpu_init
 from pmuvisor.kvm.uapi.memory import error
@@ -35,14 +34,18 @@ class Vm:
         self.vcpus: list[Vcpu] = []
         self.max_vcpus = abi.VGIC_V3_MAX_CPUS
         self.vgic: Vgic | None = None
-        self.features: int | None = None
-        """The features of every vCPU, from the first KVM_ARM_VCPU_INIT on (KVM_ARCH_FLAG_VCPU_FEATURES_CONFIGURED)."""
+        self.features = 0
+        """kvm->arch.vcpu_features, a mask: of every vCPU."""
+        self.features_configured = False
+        """KVM_ARCH_FLAG_VCPU_FEATURES_CONFIGURED: a KVM_ARM_VCPU_INIT has succeeded, its features are the VM's."""
         self.ran_once = False
         """KVM_ARCH_FLAG_HAS_RAN_ONCE."""
         self.dead = False
         """kvm->vm_dead: no ioctl works any more."""
         self.pmu: HostPmu | None = None
         """kvm->arch.arm_pmu: the default one, or that of SET_PMU."""
+        self.pmu_asked_for = False
+        """It is that of SET_PMU."""
         self.count_asked_for = False
         """The number of event counters is one that userspace has set, not the PMU's."""
         self.id_registers_initialized = False
@@ -58,7 +61,7 @@ class Vm:
 
     def has_pmu(self) -> bool:
         """State kvm_vcpu_has_pmu(), which looks at the VM's features."""
-        return self.features is not None and bool(self.features >> abi.KVM_ARM_VCPU_PMU_V3 & 1)
+        return bool(self.features >> abi.KVM_ARM_VCPU_PMU_V3 & 1)
 
     def fixed_counters_only(self) -> bool:
         """Tell whether FIXED_COUNTERS_ONLY is set."""
@@ -85,12 +88,16 @@ class Vm:
     # ---- kvm->arch.arm_pmu and what goes with it ----------------------------------------------------------
 
     def set_arm_pmu(self, pmu: HostPmu) -> None:
-        """State kvm_arm_set_pmu(): the guest has the counters of this PMU, all that it may have."""
+        """State kvm_arm_set_pmu(): the guest has the counters of this PMU, all that it may have.
+
+        It is partitioned if it was, and has fixed counters only no longer.
+        """
         self.pmu = pmu
-        self.record.design = EMULATED
-        self.record.nr_counters = pmu.event_counters
-        self.count_asked_for = False
         self.record.pmu = pmu.number
+        if self.fixed_counters_only():
+            self.record.design = EMULATED
+        self.record.nr_counters = self.max_counters()
+        self.count_asked_for = False
 
     def set_nr_counters(self, n: int) -> None:
         """State kvm_arm_set_nr_counters(), for a number that somebody asked for."""
@@ -99,10 +106,10 @@ class Vm:
 
     def refused_count(self, n: int) -> bool:
         """Tell whether this VM cannot have `n` event counters: more than there are, or what HPMN cannot be."""
-        if n > self.max_counters():
-            return True
+        if not self.partitioned():
+            return n > self.max_counters()
         assert self.pmu is not None
-        return self.partitioned() and bool(partitioned.count_refused(self.pmu.core, n))
+        return self.pmu.partition_refused(n)
 
     def set_filter(self, wanted: kvm_pmu_event_filter) -> None:
         """Add a range to the event filter. The first one decides what becomes of all the other events: the opposite."""
