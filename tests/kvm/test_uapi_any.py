@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
@@ -92,10 +93,8 @@ def test_anything_that_a_vmm_does_succeeds_or_is_refused_and_a_vm_that_has_run_s
         host.executor.set_guest(vcpu.number, lambda: any_guest(rng))
     ran_with = None
     for _ in range(60):
-        try:
+        with contextlib.suppress(OSError):
             anything(rng, rng.choice(vcpus))
-        except OSError as problem:
-            assert problem.errno is not None
         check(host, vm)
         if vm.ran_once:
             ran_with = ran_with or configuration(vm)

@@ -409,6 +409,23 @@ def test_a_number_of_counters_after_a_run_is_ebusy_and_einval_comes_before() -> 
         vcpu.set_attr(SET_NR_COUNTERS, 2)
 
 
+def test_counters_of_a_vm_that_has_no_pmu_of_the_hosts_are_einval() -> None:
+    # KVM_ARM_VCPU_INIT on a CPU without a PMU leaves the feature set, and nothing to have counters of.
+    kvm = system()
+    pmus, kvm.pmus = kvm.pmus, []
+    vcpu = kvm.create_vm().create_vcpu(0)
+    with refused(ENODEV):
+        vcpu.init(*PMU)
+    for attr in (SET_NR_COUNTERS, PARTITION):
+        with refused(EINVAL):
+            vcpu.set_attr(attr, 1)
+    vcpu.set_attr(FIXED)
+    vcpu.set_attr(SET_NR_COUNTERS, 0)
+    kvm.pmus = pmus
+    vcpu.init(*PMU)
+    assert (vcpu.get_attr(FIXED), vcpu.vm.record.nr_counters) == (0, 0)
+
+
 # ---- FIXED_COUNTERS_ONLY ----------------------------------------------------------------------------------
 
 

@@ -122,6 +122,8 @@ def set_pmu(vcpu: Vcpu, addr: int) -> None:
     if vm.partitioned():
         _check_can_partition(pmu)
         _check_partition(pmu, pmu.max_guest_counters)
+    if vm.fixed_counters_only():
+        vm.record.design = EMULATED
     vm.set_arm_pmu(pmu)
     vm.pmu_asked_for = True
     vm.set_supported_cpus(pmu.cpus)
@@ -135,6 +137,8 @@ def set_nr_counters(vcpu: Vcpu, addr: int) -> None:
     """
     vm = vcpu.vm
     n = vcpu.memory.get_user(addr, 4)
+    if vm.pmu is None and not vm.fixed_counters_only():
+        raise error(errno.EINVAL, "the VM has no PMU of the host's")
     if vm.refused_count(n):
         raise error(errno.EINVAL, f"{n} event counters: this PMU cannot give a guest so many, or so few")
     _check_not_ran(vm)
@@ -171,7 +175,8 @@ def set_partition(vcpu: Vcpu, addr: int) -> None:
     if flags not in (0, abi.PARTITION_ENABLE, abi.PARTITION_ENABLE | abi.PARTITION_LAZY):
         raise error(errno.EINVAL, f"partition {flags:#x}: expected 0, ENABLE (1) or ENABLE | LAZY (3)")
     pmu = vm.pmu
-    assert pmu is not None
+    if pmu is None:
+        raise error(errno.EINVAL, "the VM has no PMU of the host's")
     _check_can_partition(pmu)
     if vm.ran_once:
         raise error(errno.EBUSY, "a vCPU has run")

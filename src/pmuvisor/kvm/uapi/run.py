@@ -108,14 +108,11 @@ def _run_pid_change(vcpu: Vcpu) -> None:
 
 
 def _pmu_v3_enable(vcpu: Vcpu) -> None:
-    """State kvm_arm_pmu_v3_enable(). Raises EINVAL."""
+    """State kvm_arm_pmu_v3_enable(). An interrupt without a VGIC cannot be: IRQ is refused then. Raises EINVAL."""
     if not vcpu.pmu_created:
         raise error(errno.EINVAL, "KVM_ARM_VCPU_PMU_V3_INIT was not done")
     vgic = vcpu.vm.vgic
-    if vgic is None:
-        if vcpu.irq_initialized():
-            raise error(errno.EINVAL, "the PMU has an interrupt, and the VM no interrupt controller")
-    elif not abi.irq_is_ppi(vcpu.irq_num) and not vgic.valid_spi(vcpu.irq_num):
+    if vgic is not None and not abi.irq_is_ppi(vcpu.irq_num) and not vgic.valid_spi(vcpu.irq_num):
         raise error(errno.EINVAL, f"interrupt {vcpu.irq_num} is neither a PPI nor one of the VGIC's SPIs")
 
 

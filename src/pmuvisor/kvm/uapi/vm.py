@@ -16,7 +16,7 @@ from pmuvisor.kvm.uapi.abi import kvm_create_device, kvm_device_attr, kvm_pmu_ev
 from pmuvisor.kvm.uapi.memory import error
 from pmuvisor.kvm.uapi.vcpu import Vcpu
 from pmuvisor.kvm.uapi.vgic import Vgic
-from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, LAZY, PARTITIONED
+from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, LAZY, PARTITIONED
 
 if TYPE_CHECKING:
     from pmuvisor.kvm.uapi.system import HostPmu, System
@@ -88,14 +88,9 @@ class Vm:
     # ---- kvm->arch.arm_pmu and what goes with it ----------------------------------------------------------
 
     def set_arm_pmu(self, pmu: HostPmu) -> None:
-        """State kvm_arm_set_pmu(): the guest has the counters of this PMU, all that it may have.
-
-        It is partitioned if it was, and has fixed counters only no longer.
-        """
+        """State kvm_arm_set_pmu(): the guest has the counters of this PMU, all that its design lets it have."""
         self.pmu = pmu
         self.record.pmu = pmu.number
-        if self.fixed_counters_only():
-            self.record.design = EMULATED
         self.record.nr_counters = self.max_counters()
         self.count_asked_for = False
 
