@@ -118,6 +118,12 @@ def _add_machine(run: argparse.ArgumentParser) -> None:
         "--counters", metavar="K", type=_number(0, 31), help="event counters of the guest (default: all but two)"
     )
     run.add_argument("--core", metavar="NAME", default="max", help="the core whose PMU is modelled (default: max)")
+    run.add_argument(
+        "--host-counters",
+        metavar="N",
+        type=_number(1, 31),
+        help="event counters of the core itself, a variant of it (default: the core's own number)",
+    )
     run.add_argument("--kernel", metavar="FILE", type=_file, help="boot linux with this kernel, not the fetched one")
     run.add_argument("--initrd", metavar="FILE", type=_file, help="initial RAM disk instead of GUEST's own")
     run.add_argument("--append", metavar="WORDS", default="", help="more words for the kernel command line")

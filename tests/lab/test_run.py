@@ -3,9 +3,12 @@
 import dataclasses
 import io
 
+import pytest
+
+from pmuvisor.arch.cores import CoreError, core, with_event_counters
 from pmuvisor.board.machine import Status
 from pmuvisor.lab import report
-from pmuvisor.lab.run import CONSOLE_LIMIT, SHOW_AT, Console, Result
+from pmuvisor.lab.run import CONSOLE_LIMIT, SHOW_AT, Console, Request, Result, run
 
 
 def test_a_console_keeps_its_end_within_bounds_and_shows_everything() -> None:
@@ -105,3 +108,16 @@ def test_words_of_the_guest_cannot_drive_the_terminal() -> None:
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped() -> None:
     assert printed(result(guest="g\u00e4st"), "ascii")[1] == "g\\xe4st: hung: the guest powered off"
+
+
+@pytest.mark.parametrize("design", ["emulated", "partitioned", "lazy"])
+def test_a_core_can_have_as_many_event_counters_as_the_architecture_allows(design: str) -> None:
+    result = run(Request("demo", with_event_counters(core("neoverse-v2"), 31), design=design, counters=31))
+    assert "event counters 31," in result.console
+    assert "all counts exact" in result.console
+    assert (result.counters, result.host_counters) == (31, 31)
+
+
+def test_a_core_cannot_have_more_event_counters_than_the_architecture_allows() -> None:
+    with pytest.raises(CoreError, match="core neoverse-v2: event_counters 32: expected"):
+        with_event_counters(core("neoverse-v2"), 32)

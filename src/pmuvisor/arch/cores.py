@@ -126,6 +126,15 @@ class Core:
         return self.pmuver not in (NO_PMU, PMU_IMP_DEF)
 
 
+def with_event_counters(of: Core, number: int) -> Core:
+    """Return a variant of a core that has `number` event counters: some real cores leave it to who builds them.
+
+    Raises CoreError for a number that the architecture does not have.
+    """
+    why = Source("a variant of the core that the user asked for", assumed=True)
+    return dataclasses.replace(of, event_counters=number, sources={**of.sources, "event_counters": why})
+
+
 # ---- what the file may say ----------------------------------------------------------------------------------
 
 _Rule = tuple[str, Callable[[Any], bool]]

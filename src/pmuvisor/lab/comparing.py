@@ -23,7 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     request = terminal.request_of(arguments, designs[0])
     cpus = f"{request.vcpus} vCPU{'' if request.vcpus == 1 else 's'}"
     traps = "with" if request.fgt and request.core.fgt else "without"
-    title = f"{request.guest} on {request.core.name}, {cpus}, {traps} fine-grained traps"
+    of = f"{request.core.name}, {request.core.event_counters} event counters"
+    title = f"{request.guest} on {of}, {cpus}, {traps} fine-grained traps"
 
     def make(progress: Callable[[str], None], started: Callable[[Any], None]) -> list[DesignRun]:
         return compare_guest(request, designs, progress, started)

@@ -61,10 +61,12 @@ def printable(line: str, encoding: str) -> str:
 
 
 def _setting(result: Result) -> str:
-    traps = "with" if result.fgt else "without"
+    traps = ""
+    if result.design in ("partitioned", "lazy"):
+        traps = f" {'with' if result.fgt else 'without'} fine-grained traps"
     return (
-        f"{result.design} {traps} fine-grained traps, core {result.core}, {_count(result.vcpus, 'vCPU')}, "
-        f"{_count(result.counters, 'event counter')}"
+        f"{result.design}{traps}, core {result.core}, {_count(result.vcpus, 'vCPU')}, {result.counters} of "
+        f"{_count(result.host_counters, 'event counter')}"
     )
 
 

@@ -66,6 +66,8 @@ class Result:
     design: str
     fgt: bool
     counters: int
+    host_counters: int
+    """Event counters of the core, those of the guest included."""
     vcpus: int
     status: Status
     reason: str
@@ -249,6 +251,7 @@ def _result(request: Request, machine: Machine, outcome: Outcome, console: Conso
         design=request.design,
         fgt=request.fgt and request.core.fgt,
         counters=machine.vm.nr_counters,
+        host_counters=request.core.event_counters,
         vcpus=request.vcpus,
         status=outcome.status,
         reason=outcome.reason + (f" ({panic})" if panic else ""),

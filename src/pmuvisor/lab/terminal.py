@@ -48,9 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def request_of(arguments: argparse.Namespace, design: str) -> Request:
     """Return the run of a guest that the command line describes, under a design."""
+    core = cores.core(arguments.core)
+    if arguments.host_counters is not None:
+        core = cores.with_event_counters(core, arguments.host_counters)
     return Request(
         guest=arguments.guest,
-        core=cores.core(arguments.core),
+        core=core,
         design=design,
         fgt=not arguments.no_fgt,
         counters=arguments.counters,
