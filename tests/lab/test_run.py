@@ -60,6 +60,7 @@ def result(ledger: dict[str, int] = LEDGER, reason: str = "the guest powered off
         design="fixed-counters-only",
         fgt=False,
         counters=31,
+        host_counters=31,
         vcpus=8,
         status=Status.HUNG,
         reason=reason,
