@@ -75,6 +75,15 @@ def test_the_uart_is_the_console() -> None:
     assert value(tree, path, "clocks") == value(tree, "/apb-pclk", "phandle") * 2
 
 
+def test_there_is_a_second_uart_where_qemu_has_one() -> None:
+    tree = parse()
+    path = "/pl011@9040000"
+    assert value(tree, "/aliases", "serial1") == [path]
+    assert value(tree, path, "reg") == [0, 0x0904_0000, 0, 0x1000]
+    assert value(tree, path, "interrupts") == [0, 8, 4]
+    assert value(tree, path, "compatible") == ["arm,pl011", "arm,primecell"]
+
+
 def test_the_pmu_is_announced_on_request() -> None:
     assert value(parse(pmu=True), "/pmu", "interrupts") == [1, 7, 4]
     assert value(parse(pmu=True), "/pmu", "compatible") == ["arm,armv8-pmuv3"]

@@ -42,6 +42,7 @@ from a64 import (
 from board.machine_support import RESULTS, Board, board
 from pmuvisor.arch import sysreg
 from pmuvisor.arch.cores import core
+from pmuvisor.board import machine
 from pmuvisor.board.machine import Config, CountError, Machine, Status
 
 IRQ_VECTOR = 0x280
@@ -335,6 +336,42 @@ def test_input_reaches_the_guest(wait: bool) -> None:
     outcome = b.machine.run(10, poll)
     assert outcome.status is Status.POWEROFF
     assert b.console == b"hello, guest!\n"
+
+
+UART1 = 0x0904_0000
+"""Where QEMU's virt has its second UART, whose SPI is 8."""
+
+
+def test_the_second_uart_is_heard_apart_from_the_console() -> None:
+    p = Program()
+    for base, text in ((UART, b"a"), (UART1, b"exit "), (UART, b"b"), (UART1, b"7\n")):
+        p.mov(9, base)
+        for byte in text:
+            p(movz(3, byte), strw(3, 9))
+    b = board(p.psci(PSCI_SYSTEM_OFF))
+    assert b.machine.control() == b""
+    assert b.run().status is Status.POWEROFF
+    assert b.console == b"ab"
+    assert b.machine.control() == b"exit 7\n"
+
+
+def test_the_second_uart_raises_its_own_interrupt() -> None:
+    """SPI 8 is INTID 40: bit 8 of the second word of GICD_ISPENDR."""
+    transmit = 1 << 5
+    p = Program().mov(9, UART1)(movz(3, transmit), strw(3, 9, UART_IMSC), movz(3, ord("x")), strw(3, 9))
+    p.mov(9, 0x0800_0000 + 0x204)(ldrw(3, 9)).mov(9, RESULTS)(str_(3, 9))
+    b = board(p.psci(PSCI_SYSTEM_OFF))
+    b.run()
+    assert b.result() == 1 << 8
+
+
+def test_of_the_second_uart_only_the_end_is_kept() -> None:
+    count = machine.CONTROL_LIMIT + 3
+    p = Program().mov(9, UART1).mov(10, count).label("more")
+    p(strw(10, 9), subs(10, 10, 1)).b_if(NE, "more")
+    b = board(p.psci(PSCI_SYSTEM_OFF))
+    b.run()
+    assert b.machine.control() == bytes(n & 0xFF for n in range(machine.CONTROL_LIMIT, 0, -1))
 
 
 def test_without_more_input_a_guest_that_waits_for_it_is_hung() -> None:

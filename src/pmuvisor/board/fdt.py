@@ -26,7 +26,8 @@ _UART_CLOCK_HZ: Final = 24_000_000
 _RNG_SEED: Final = tuple(int.from_bytes(b"pmuvisor"[i : i + 4], "big") for i in (0, 4)) * 4
 """32 bytes that are always the same. Without a seed Linux's generator is not ready when user space starts, and every
 system call, which asks it for a stack offset, then costs ten thousand instructions more than on any real machine."""
-_UART_NODE: Final = f"pl011@{memmap.UART_BASE:x}"
+_UARTS: Final = ((memmap.UART_BASE, memmap.UART_INTID), (memmap.UART1_BASE, memmap.UART1_INTID))
+"""Their addresses and INTIDs, in the order of their aliases, by which Linux numbers them: ttyAMA0, ttyAMA1."""
 
 _Property = tuple[str | int, ...]
 """A property: its name, then its value as strings or as 32-bit cells; no value is a boolean property."""
@@ -58,7 +59,7 @@ def virt_device_tree(
         ("#size-cells", 2),
         ("interrupt-parent", _GIC_PHANDLE),
     )
-    root.append(_node("aliases", ("serial0", f"/{_UART_NODE}")))
+    root.append(_node("aliases", *((f"serial{n}", f"/{_uart_name(base)}") for n, (base, _) in enumerate(_UARTS))))
     root.append(_chosen(bootargs, initrd))
     root.append(
         _node(
@@ -74,7 +75,8 @@ def virt_device_tree(
         root.append(_node("pmu", ("compatible", "arm,armv8-pmuv3"), ("interrupts", *_ppi(memmap.PMU_INTID))))
     root.append(_gic(cpus))
     root.append(_clock())
-    root.append(_uart())
+    for base, intid in _UARTS:
+        root.append(_uart(base, intid))
     tree = fdt.FDT()
     tree.root = root
     return bytes(tree.to_dtb(version=17))
@@ -102,7 +104,7 @@ def _node(name: str, *properties: _Property) -> Any:
 
 
 def _chosen(bootargs: str, initrd: tuple[int, int] | None) -> Any:
-    properties: list[_Property] = [("stdout-path", f"/{_UART_NODE}")]
+    properties: list[_Property] = [("stdout-path", f"/{_uart_name(memmap.UART_BASE)}")]
     if bootargs:
         properties.append(("bootargs", bootargs))
     if initrd is not None:
@@ -166,12 +168,16 @@ def _clock() -> Any:
     )
 
 
-def _uart() -> Any:
+def _uart_name(base: int) -> str:
+    return f"pl011@{base:x}"
+
+
+def _uart(base: int, intid: int) -> Any:
     return _node(
-        _UART_NODE,
+        _uart_name(base),
         ("compatible", "arm,pl011", "arm,primecell"),
-        ("reg", *_cells(memmap.UART_BASE, memmap.UART_SIZE)),
-        ("interrupts", _SPI, memmap.UART_INTID - memmap.SPI_FIRST, _LEVEL_HIGH),
+        ("reg", *_cells(base, memmap.UART_SIZE)),
+        ("interrupts", _SPI, intid - memmap.SPI_FIRST, _LEVEL_HIGH),
         ("clocks", _CLOCK_PHANDLE, _CLOCK_PHANDLE),
         ("clock-names", "uartclk", "apb_pclk"),
     )

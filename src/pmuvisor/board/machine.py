@@ -12,7 +12,7 @@ import functools
 import operator
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -44,6 +44,8 @@ EXITS_PER_SLICE = 2_000
 """Device and register accesses that end a slice early, so that a guest that polls gets its input soon."""
 ALARM_PERIOD = 0.02
 """Seconds between two looks at whether the run is to end in the middle of a slice."""
+CONTROL_LIMIT = 4096
+"""Bytes that are kept of what the guest sends through its second serial port, from their end."""
 KVM_PMUVER_LIMIT = sysreg.PMUV3P5
 """The highest ID_AA64DFR0_EL1.PMUVer that KVM shows to a guest (kvm_arm_pmu_get_pmuver_limit)."""
 DFR0_DEBUG = 0x10305006
@@ -209,6 +211,8 @@ class Machine:
         self.timer = timer.ArchTimer(config.vcpus)
         self.psci = psci.Psci(config.vcpus)
         self.uart = pl011.Pl011(output, lambda level: self.gic.set_level(memmap.UART_INTID, level))
+        self._control: deque[int] = deque(maxlen=CONTROL_LIMIT)
+        self._uart1 = pl011.Pl011(self._control.extend, lambda level: self.gic.set_level(memmap.UART1_INTID, level))
         self.interrupted = False
         """Set, from a signal handler too, to end the run."""
         self._rate = clock.rate_of(config.core)
@@ -243,6 +247,7 @@ class Machine:
                 self.gic.redist_write,
             ),
             (memmap.UART_BASE, memmap.UART_SIZE, self.uart.read, self.uart.write),
+            (memmap.UART1_BASE, memmap.UART_SIZE, self._uart1.read, self._uart1.write),
         )
         for base, size, read, write in windows:
             cpu.engine.map_mmio(base, size, self._exiting_read(cpu, read), self._exiting_write(cpu, write))
@@ -595,6 +600,10 @@ class Machine:
     def overhead_ns(self) -> int:
         """Return how long that took, in ns."""
         return self.overhead_cycles() * self._rate.per_cycle // self._rate.per_ns
+
+    def control(self) -> bytes:
+        """Return what the guest has sent through its second serial port: the last `CONTROL_LIMIT` bytes of it."""
+        return bytes(self._control)
 
     def unpredictable(self) -> int:
         """Return which of `arch.unpredictable.CHOICES` the run has come to depend on, as their bits."""

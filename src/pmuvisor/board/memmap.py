@@ -19,6 +19,8 @@ GICR_SIZE_PER_CPU: Final = 0x2_0000
 
 UART_BASE: Final = 0x0900_0000
 UART_SIZE: Final = 0x1000
+UART1_BASE: Final = 0x0904_0000
+"""The second UART, which a run's own programs report by: where QEMU has that of the Secure world, or its second one."""
 
 RAM_BASE: Final = 0x4000_0000
 
@@ -33,6 +35,7 @@ VIRT_TIMER_INTID: Final = 27
 SECURE_PHYS_TIMER_INTID: Final = 29
 PHYS_TIMER_INTID: Final = 30
 UART_INTID: Final = 33
+UART1_INTID: Final = 40
 
 COUNTER_HZ: Final = 62_500_000
 """Frequency of the system counter, in Hz: what CNTFRQ_EL0 reads."""
