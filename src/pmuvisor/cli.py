@@ -68,15 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_conform(conform)
     guest = commands.add_parser("guest", help="get guests", description="Get guests that do not come with pmuvisor.")
     actions = guest.add_subparsers(dest="action", required=True, metavar="ACTION")
-    fetch = actions.add_parser(
-        "fetch", help="fetch a guest", description="Fetch a guest into the user's cache folder: Debian's arm64 kernel."
-    )
-    fetch.add_argument("name", choices=["linux"], help="which guest")
+    fetch = actions.add_parser("fetch", help="fetch a guest", description=_FETCH)
+    fetch.add_argument("name", choices=["linux", "perf"], help="which guest")
     fetch.add_argument("--force", action="store_true", help="fetch it again though it is there")
     fetch.set_defaults(handler=_fetch)
     _add_cores(commands.add_parser("cores", help="show the cores that can be modelled", description=_CORES))
     _add_costs(commands.add_parser("costs", help="show what virtualization costs on a core", description=_COSTS))
     return parser
+
+
+_FETCH = """Fetch what a guest needs into the user's cache folder, from Debian's arm64 archive by this machine's
+apt-get: linux, the kernel; perf, the programs of a Linux guest that runs a command: busybox, perf, their libraries."""
 
 
 _RUN = """Run a guest on a machine with the addresses of QEMU's virt board. The guest's console is shown as it comes,
@@ -277,8 +279,15 @@ def _cores(arguments: argparse.Namespace) -> int:
 def _fetch(arguments: argparse.Namespace) -> int:
     from pmuvisor.lab import guests
 
-    kernel = guests.fetch_linux(lambda line: print(line, file=sys.stderr), force=arguments.force)
-    print(f"{kernel.image} ({kernel.package} {kernel.version})")
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    if arguments.name == "perf":
+        root = guests.fetch_root(progress, force=arguments.force)
+        print(f"{root.image} (linux-perf {root.perf}, busybox-static {root.busybox})")
+    else:
+        kernel = guests.fetch_linux(progress, force=arguments.force)
+        print(f"{kernel.image} ({kernel.package} {kernel.version})")
     return 0
 
 

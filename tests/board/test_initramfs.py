@@ -36,7 +36,7 @@ def parse(archive: bytes) -> list[tuple[str, dict[str, int], bytes]]:
         if name == b"TRAILER!!!\0":
             assert at == len(archive)
             return records
-        records.append((name[:-1].decode(), fields, data))
+        records.append((name[:-1].decode("utf-8", "surrogateescape"), fields, data))
 
 
 def test_each_kind_of_entry_has_its_mode_and_data() -> None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pmuvisor.lab import guests
-from pmuvisor.lab.guests import GuestError, cached_linux, fetch_linux, linux_folder
+from board.test_initramfs import parse
+from guests.elves import library, program
+from pmuvisor.lab.guests import GuestError, apt, cached_linux, cached_root, fetch_linux, fetch_root, linux_folder
+from pmuvisor.lab.guests.cache import guest_folder
 
 KERNEL_PACKAGE = "linux-image-9.9.0-1-cloud-arm64"
 
@@ -27,6 +29,7 @@ case "$*" in *update) ;; *) echo "E: Unable to locate package linux-image-cloud-
 """
 
 Tool = Callable[[str, str], None]
+needs_dpkg = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb here")
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +91,7 @@ def test_no_network(tool: Tool) -> None:
     ],
 )
 def test_no_such_package(tool: Tool, monkeypatch: pytest.MonkeyPatch, system: str, message: str) -> None:
-    monkeypatch.setattr(guests, "_system_name", lambda: system)
+    monkeypatch.setattr(apt, "system_name", lambda: system)
     tool("apt-get", NO_SUCH_PACKAGE)
     tool("dpkg-deb", "exit 2\n")
     assert failure() == message
@@ -115,8 +118,7 @@ def test_an_apt_get_that_does_not_work(tool: Tool, script: str, message: str) ->
     assert failure() == message
 
 
-@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb here")
-class TestArchive:
+class Archive:
     """Real packages, made here, given out by an apt-get that knows where they are."""
 
     @pytest.fixture(autouse=True)
@@ -124,10 +126,15 @@ class TestArchive:
         monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
         self.folder = tmp_path / "archive"
         self.folder.mkdir()
-        tool("apt-get", f'for last; do :; done\ncase "$last" in update) ;; *) cp {self.folder}/"$last"_* .;; esac\n')
-        self.package("linux-image-cloud-arm64", "9.9.1", f"Depends: {KERNEL_PACKAGE} (= 9.9.1)\n", {})
+        tool(
+            "apt-get",
+            f'for last; do :; done\ncase "$*" in *update) ;; *" install "*) cp {self.folder}/* cache/archives;; '
+            f'*) cp {self.folder}/"$last"_* .;; esac\n',
+        )
 
-    def package(self, name: str, version: str, fields: str, content: dict[str, bytes]) -> None:
+    def package(
+        self, name: str, version: str, fields: str, content: dict[str, bytes], links: dict[str, str] | None = None
+    ) -> None:
         tree = self.folder / "tree"
         for old in self.folder.glob(f"{name}_*"):
             old.unlink()
@@ -139,9 +146,18 @@ class TestArchive:
         for path, data in content.items():
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
             (tree / path).write_bytes(data)
-        deb = self.folder / f"{name}_{version}_arm64.deb"
+        for path, target in (links or {}).items():
+            (tree / path).symlink_to(target)
+        deb = self.folder / f"{name}_{version.replace(':', '%3a')}_arm64.deb"
         subprocess.run(["dpkg-deb", "-Znone", "--root-owner-group", "-b", tree, deb], check=True, capture_output=True)
         shutil.rmtree(tree)
+
+
+@needs_dpkg
+class TestKernel(Archive):
+    @pytest.fixture(autouse=True)
+    def meta_package(self, archive: None) -> None:
+        self.package("linux-image-cloud-arm64", "9.9.1", f"Depends: {KERNEL_PACKAGE} (= 9.9.1)\n", {})
 
     def kernel_package(self, version: str, kernel: bytes) -> None:
         path = f"boot/vmlinuz-{KERNEL_PACKAGE.removeprefix('linux-image-')}"
@@ -196,3 +212,98 @@ class TestArchive:
     def test_a_meta_package_that_names_no_kernel(self) -> None:
         self.package("linux-image-cloud-arm64", "9.9.1", "Depends: linux-base\n", {})
         assert failure() == "linux-image-cloud-arm64 names no kernel package; it depends on 'linux-base'"
+
+
+LIBRARIES = "usr/lib/aarch64-linux-gnu"
+
+
+@needs_dpkg
+class TestRoot(Archive):
+    """Programs of a root, with one library in the old place, one in the new, and one that only a library needs."""
+
+    @pytest.fixture(autouse=True)
+    def packages(self, archive: None) -> None:
+        self.perf_package("9.9.1", ["libc.so.6", "libdw.so.1"])
+        self.package("busybox-static", "2:1.9", "", {"bin/busybox": program()})
+        self.package("ncurses-base", "6", "", {"lib/terminfo/v/vt100": b"vt100", "etc/terminfo/README": b""})
+        loader = {"lib/ld-linux-aarch64.so.1": library(), "lib/aarch64-linux-gnu/libm.so.6": library()}
+        self.package("libc6", "2.3", "", {"lib/aarch64-linux-gnu/libc.so.6": library(), **loader})
+        self.package("libdw1", "1", "", {f"{LIBRARIES}/libdw.so.1": library("libc.so.6", "libelf.so.1")})
+        link = {f"{LIBRARIES}/libelf.so.1": "libelf-0.1.so"}
+        self.package("libelf1", "1", "", {f"{LIBRARIES}/libelf-0.1.so": library()}, link)
+
+    def perf_package(self, version: str, needed: list[str]) -> None:
+        self.package(
+            "linux-perf", version, "", {"usr/bin/perf": program(*needed), "usr/share/doc/linux-perf/tips.txt": b"tip\n"}
+        )
+
+    def refused(self) -> str:
+        before = {path: path.read_bytes() for path in guest_folder("perf").glob("*")}
+        with pytest.raises(GuestError) as error:
+            fetch_root(lambda _: None, force=True)
+        assert {path: path.read_bytes() for path in guest_folder("perf").glob("*")} == before
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    def test_it_holds_the_programs_and_what_they_need(self) -> None:
+        assert cached_root() is None
+        steps: list[str] = []
+        root = fetch_root(steps.append)
+        assert (root.perf, root.busybox) == ("9.9.1", "2:1.9")
+        assert cached_root() == root
+        assert sorted(path.name for path in root.image.parent.iterdir()) == ["root.json", root.image.name]
+        assert steps[-1] == "unpacking 6 packages, linux-perf 9.9.1"
+        files = {name: (fields["mode"], data) for name, fields, data in parse(root.image.read_bytes())}
+        assert files["usr/bin/busybox"] == (0o100755, program())
+        assert files["usr/bin/perf"] == (0o100755, program("libc.so.6", "libdw.so.1"))
+        assert files["usr/bin/sh"] == (0o120777, b"busybox")
+        assert files["lib"] == (0o120777, b"usr/lib")
+        assert files["usr/lib/ld-linux-aarch64.so.1"] == (0o100755, library())
+        assert files[f"{LIBRARIES}/libelf.so.1"] == (0o100755, library())
+        assert files["usr/share/terminfo/v/vt100"] == (0o100644, b"vt100")
+        assert files["usr/share/doc/linux-perf/tips.txt"] == (0o100644, b"tip\n")
+        names = [name.rpartition("/")[2] for name in files if name.startswith(LIBRARIES + "/")]
+        assert names == ["libc.so.6", "libdw.so.1", "libelf.so.1"]
+        folders = [name for name, (mode, _) in files.items() if mode == 0o040755]
+        assert all(name.rpartition("/")[0] in ("", *folders) for name in files)
+
+    def test_the_same_packages_make_the_same_root(self) -> None:
+        first = fetch_root(lambda _: None).image.read_bytes()
+        assert fetch_root(lambda _: None, force=True).image.read_bytes() == first
+
+    def test_what_is_there_is_not_fetched_again_and_a_failure_keeps_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = fetch_root(lambda _: None)
+        self.perf_package("9.9.2", ["libnone.so.3"])
+        assert self.refused() == "perf needs 'libnone.so.3', which no package that it depends on holds"
+        assert cached_root() == first
+        monkeypatch.setenv("PATH", "")
+        assert fetch_root(pytest.fail) == first
+
+    def test_one_of_an_older_layout_or_cut_short_does_not_count(self) -> None:
+        root = fetch_root(lambda _: None)
+        note = root.image.parent / "root.json"
+        whole = note.read_text()
+        note.write_text(whole.replace('"layout": ', '"layout": 9'))
+        assert cached_root() is None
+        note.write_text(whole)
+        assert cached_root() == root
+        root.image.write_bytes(root.image.read_bytes()[:-4])
+        assert cached_root() is None
+
+    def test_an_archive_without_perf(self) -> None:
+        (perf,) = self.folder.glob("linux-perf_*")
+        perf.unlink()
+        assert self.refused() == "apt-get fetched no linux-perf (it ended with status 0 and no reason)"
+
+    def test_a_perf_that_is_a_script(self) -> None:
+        self.package("linux-perf", "9.9.1", "", {"usr/bin/perf": b"#!/bin/sh\n"})
+        assert self.refused() == "no perf in the packages that were fetched"
+
+    def test_a_package_that_is_none(self) -> None:
+        (self.folder / "libz1_1_arm64.deb").write_bytes(b"garbage")
+        assert self.refused().startswith("libz1_1_arm64.deb cannot be unpacked: ")
+
+    def test_a_package_that_is_not_known(self, tool: Tool) -> None:
+        said = "E: Unable to locate package linux-perf"
+        tool("apt-get", f'case "$*" in *update) ;; *) echo "{said}" >&2; exit 100;; esac\n')
+        assert self.refused().startswith("no package linux-perf")

@@ -85,7 +85,7 @@ def _append(archive: bytearray, number: int, entry: Entry) -> None:
         case File(path, data, mode):
             _record(archive, number, path, stat.S_IFREG | _permissions(path, mode), data, (0, 0))
         case Symlink(path, target):
-            _record(archive, number, path, stat.S_IFLNK | 0o777, target.encode(), (0, 0))
+            _record(archive, number, path, stat.S_IFLNK | 0o777, _encoded(target), (0, 0))
         case CharDevice(path, major, minor, mode):
             _record(archive, number, path, stat.S_IFCHR | _permissions(path, mode), b"", (major, minor))
 
@@ -98,7 +98,7 @@ def _permissions(path: str, mode: int) -> int:
 
 def _record(archive: bytearray, number: int, path: str, mode: int, data: bytes, device: tuple[int, int]) -> None:
     """One header of 13 hexadecimal fields, the name and the data, the latter two padded to four bytes."""
-    name = path.encode() + b"\0"
+    name = _encoded(path) + b"\0"
     links = 2 if stat.S_ISDIR(mode) else 1
     fields = (number, mode, 0, 0, links, 0, len(data), 0, 0, *device, len(name), 0)
     if not all(0 <= field <= _MAX_SIZE for field in fields):
@@ -107,6 +107,11 @@ def _record(archive: bytearray, number: int, path: str, mode: int, data: bytes, 
     _pad(archive)
     archive += data
     _pad(archive)
+
+
+def _encoded(path: str) -> bytes:
+    """A path in bytes: those that it came from, where they were no UTF-8."""
+    return path.encode("utf-8", "surrogateescape")
 
 
 def _pad(archive: bytearray) -> None:

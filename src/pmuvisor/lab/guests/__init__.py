@@ -1,0 +1,37 @@
+"""Guests to run: the one that comes with pmuvisor, and Linux, whose kernel and programs come from Debian's archive.
+
+What is fetched is kept below the user's cache folder. `apt` asks the archive, `linux` gets a kernel, `root` the
+programs of a Linux guest's root file system.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from pmuvisor.lab.guests.errors import GuestError
+from pmuvisor.lab.guests.linux import KernelFiles, cached_linux, fetch_linux, linux_folder, linux_initrd
+from pmuvisor.lab.guests.root import RootFiles, cached_root, fetch_root
+
+__all__ = [
+    "GuestError",
+    "KernelFiles",
+    "RootFiles",
+    "builtin_guest",
+    "cached_linux",
+    "cached_root",
+    "fetch_linux",
+    "fetch_root",
+    "linux_folder",
+    "linux_initrd",
+]
+
+
+def builtin_guest(name: str) -> Path:
+    """The ELF file of a bare-metal guest that comes with pmuvisor."""
+    folder = Path(str(files("pmuvisor.guests")))
+    elf = folder / name / f"{name}.elf"
+    if not elf.is_file():
+        known = ", ".join(sorted(found.stem for found in folder.glob("*/*.elf")))
+        raise GuestError(f"no guest {name!r} comes with pmuvisor; there are: {known}")
+    return elf
