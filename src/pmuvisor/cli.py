@@ -82,11 +82,14 @@ apt-get: linux, the kernel; perf, the programs of a Linux guest that runs a comm
 
 
 _RUN = """Run a guest on a machine with the addresses of QEMU's virt board. The guest's console is shown as it comes,
-then a table of what virtualizing its PMU cost. Or run a scenario, FILE.toml: a host with VMs, tasks and perf sessions
-(docs/scenarios.md)."""
+then a table of what virtualizing its PMU cost. With -- COMMAND, run that in the guest linux, as root in /root, with
+busybox and perf there (`pmuvisor guest fetch perf` gets them): its output is on stdout, the table on stderr. Or run a
+scenario, FILE.toml: a host with VMs, tasks and perf sessions (docs/scenarios.md)."""
 SCENARIO_SUFFIX = ".toml"
 _RUN_MORE = """Exit status: 0 the guest powered off or asked for a reset, 1 it hung, its kernel panicked or the time was
-over, 2 bad input, 130 interrupted by Ctrl-C (with the table and the JSON file all the same). A scenario takes no option
+over, 2 bad input, 130 interrupted by Ctrl-C (with the table and the JSON file all the same); of a command that ended,
+the command's own, 128 + n where signal n ended it. At a terminal a command has all keys but Ctrl-], which ends the run.
+A scenario takes no option
 but --json and --compile, and ends with 0 when its time is over."""
 
 
@@ -110,7 +113,13 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="a scenario without guests' code: run it as machine code, worth it for a long one; making that takes a "
         "minute, once for scenarios of a size",
     )
+    run.usage = _with_command(run)
     run.set_defaults(handler=functools.partial(_run, run))
+
+
+def _with_command(command: argparse.ArgumentParser) -> str:
+    usage = command.format_usage().removeprefix("usage: ").rstrip()
+    return f"{usage} [-- COMMAND [ARG ...]]".replace("%", "%%")
 
 
 def _add_machine(run: argparse.ArgumentParser) -> None:
@@ -129,9 +138,18 @@ def _add_machine(run: argparse.ArgumentParser) -> None:
     run.add_argument("--kernel", metavar="FILE", type=_file, help="boot linux with this kernel, not the fetched one")
     run.add_argument("--initrd", metavar="FILE", type=_file, help="initial RAM disk instead of GUEST's own")
     run.add_argument("--append", metavar="WORDS", default="", help="more words for the kernel command line")
-    run.add_argument("--memory", metavar="SIZE", type=_memory, default=256 << 20, help="RAM (default: 256M)")
+    run.add_argument("--memory", metavar="SIZE", type=_memory, help="RAM (default: 256M; of a command 512M)")
     run.add_argument("--smp", metavar="N", type=_number(1, MAX_VCPUS), default=1, help="vCPUs, 1 to 8 (default: 1)")
     run.add_argument("--timeout", metavar="S", type=_seconds, help="end the run after S seconds (default: never)")
+    run.add_argument(
+        "--add",
+        metavar="FILE[:PATH]",
+        action="append",
+        default=[],
+        type=_file,
+        help="with -- COMMAND: put a file, or a folder with all that is in it, into the guest at PATH; without PATH "
+        "into /root, where the command starts and looks for programs first; may be given more than once",
+    )
     run.add_argument(
         "--costs",
         metavar="FILE",
@@ -179,11 +197,13 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     _add_machine(compare)
     compare.add_argument("--json", action="store_true", help="print the result as JSON")
     compare.add_argument("--plot", metavar="FILE", type=_chart, help="draw the overheads: a .png or .svg file")
+    compare.usage = _with_command(compare)
     compare.set_defaults(handler=functools.partial(_compare, compare))
 
 
 def _compare(compare: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     scenario = arguments.guest.endswith(SCENARIO_SUFFIX)
+    _check_words(compare, arguments)
     if scenario:
         _check_scenario_options(compare, arguments)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -238,11 +258,20 @@ def _conform(arguments: argparse.Namespace) -> int:
     return conform.run(arguments)
 
 
+def _check_words(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with status 2 where there is a -- but no command behind it."""
+    if arguments.words is not None and not (arguments.words and arguments.words[0]):
+        parser.error("argument COMMAND: expected the name of a program after --")
+
+
 def _check_scenario_options(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with status 2 where a scenario is run with an option that its file decides."""
     for name, value in vars(arguments).items():
+        if name == "words" and value is not None:
+            run.error(f"argument COMMAND: not of a scenario: expected only {arguments.guest}")
         if name not in (
             "command",
+            "words",
             "handler",
             "guest",
             "json",
@@ -256,6 +285,7 @@ def _check_scenario_options(run: argparse.ArgumentParser, arguments: argparse.Na
 
 def _run(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     scenario = arguments.guest.endswith(SCENARIO_SUFFIX)
+    _check_words(run, arguments)
     if scenario:
         _check_scenario_options(run, arguments)
     elif arguments.compile:
@@ -291,12 +321,21 @@ def _fetch(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | None]:
+    """Take the command for a guest, all that is behind the first --, off the words of `pmuvisor run` and `compare`."""
+    if not argv or argv[0] not in ("run", "compare") or "--" not in argv:
+        return argv, None
+    at = argv.index("--")
+    return argv[:at], argv[at + 1 :]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     if sys.stdout is None:  # started with none open
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
     try:
-        arguments = _parser().parse_args(argv)
+        words, command = _split(list(sys.argv[1:] if argv is None else argv))
+        arguments = _parser().parse_args(words, argparse.Namespace(words=command))
         status: int = arguments.handler(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:

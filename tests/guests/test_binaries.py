@@ -55,20 +55,22 @@ def test_demo_is_what_its_source_says(tmp_path: Path) -> None:
 
 @needs_compiler
 @needs_headers
-def test_init_is_what_its_source_says(tmp_path: Path) -> None:
-    rebuilt = build("linux", tmp_path / "init")
+@pytest.mark.parametrize(("guest", "name"), [("linux", "init"), ("command", "session")])
+def test_programs_of_linux_are_what_their_sources_say(guest: str, name: str, tmp_path: Path) -> None:
+    rebuilt = build(guest, tmp_path / name)
     versions = [
         subprocess.run([CROSS + tool, "--version"], check=True, capture_output=True, text=True).stdout.splitlines()[0]
         for tool in ("gcc", "ld")
     ]
-    recorded = (GUESTS / "linux" / "BUILT-WITH").read_text().splitlines()
+    recorded = (GUESTS / guest / "BUILT-WITH").read_text().splitlines()
     if versions == recorded:
-        assert rebuilt == (GUESTS / "linux" / "init").read_bytes()
+        assert rebuilt == (GUESTS / guest / name).read_bytes()
 
 
 def test_the_guests_are_small() -> None:
     assert builtin_guest("demo").stat().st_size < 8 << 10
     assert (GUESTS / "linux" / "init").stat().st_size < 16 << 10
+    assert (GUESTS / "command" / "session").stat().st_size < 4 << 10
 
 
 def test_a_guest_that_is_not_there_is_named_with_those_that_are() -> None:

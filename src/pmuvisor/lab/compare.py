@@ -140,7 +140,7 @@ def _under(request: run.Request, design: str) -> run.Request:
 
 
 def _of_guest(request: run.Request, result: run.Result, before: Sequence[DesignRun]) -> DesignRun:
-    printed = measured(result.console)
+    printed = measured(result.output if request.command else result.console)
     status = str(result.status)
     fine = status in ("poweroff", "reset") and not result.panic
     return DesignRun(

@@ -36,6 +36,8 @@ def show(result: Result, file: TextIO) -> None:
     if result.registers and result.status in (Status.HUNG, Status.TIMEOUT):
         print(result.registers, file=file)
     print(printable(f"{result.guest}: {result.status}: {result.reason}", file.encoding or "utf-8"), file=file)
+    if result.exit_status is not None:
+        print(f"the command's exit status: {result.exit_status}", file=file)
     print(textwrap.fill(_setting(result), WIDTH), file=file)
     for table in (_accesses(result.ledger), _costs(result), _time(result)):
         print(file=file)

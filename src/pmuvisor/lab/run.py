@@ -20,6 +20,13 @@ from pmuvisor.lab.costs import CostTable
 
 LINUX_BOOTARGS = "console=ttyAMA0 earlycon=pl011,0x9000000 panic=-1"
 """What a Linux guest is booted with before the user's own words; panic=-1 makes a panic a reset."""
+COMMAND_BOOTARGS = "console=ttyAMA0 panic=-1 quiet loglevel=1 cryptomgr.notests=1"
+"""The same for a guest that runs a command: the kernel says nothing but a panic, since this is not what the command
+printed, and it does not test its ciphers, which is more than half of its boot."""
+COMMAND_MEMORY = 512 << 20
+"""Bytes of RAM that a guest needs to run a command without being short of it; its root alone is 30 MB."""
+END_OF_FILE = b"\x04"
+"""What ends the input of a command: its terminal's end-of-file character."""
 CONSOLE_LIMIT = 4 << 20
 """Bytes of the guest's console, from its end, that a result keeps: a guest can print for ever."""
 SHOW_AT = 4096
@@ -50,6 +57,12 @@ class Request:
     timeout: float | None = None
     costs: CostTable | None = dataclasses.field(default_factory=costs.built_in)
     """What virtualization takes of the guest's time; None for nothing."""
+    command: tuple[str, ...] = ()
+    """What a Linux guest is to run, with its arguments, in the root that was fetched; empty for its own init."""
+    added: tuple[guests.Added, ...] = ()
+    """Files of the user's, for the command."""
+    terminal: guests.Terminal | None = None
+    """The terminal at which a person uses the command; None where nobody does: no terminal is its output then."""
 
     def config(self) -> Config:
         """Return the machine that this run needs."""
@@ -91,6 +104,11 @@ class Result:
     unpredictable: tuple[str, ...] = ()
     """Where the architecture leaves the behaviour open and the run depended on the choice made: names of
     `arch.unpredictable.CHOICES`."""
+    command: tuple[str, ...] = ()
+    exit_status: int | None = None
+    """The command's, 128 + n where signal n ended it; None where it did not end, or there was none."""
+    output: str = ""
+    """What the command printed: the last `CONSOLE_LIMIT` bytes of it."""
 
     @property
     def mips(self) -> float:
@@ -192,27 +210,80 @@ def _device_tree(request: Request, guest: _Guest, initrd: tuple[int, int] | None
 
 
 def _load(request: Request) -> _Guest:
-    kernel: str | os.PathLike[str] = request.guest
-    initrd = b""
+    _check_command(request)
+    image = load_image(_kernel(request), memmap.RAM_BASE, request.memory)
     is_linux = request.guest == "linux"
-    if request.kernel is not None:
-        if not is_linux:
-            raise RequestError("kernel: it is for the guest linux; to run another file, give that as the guest")
-        kernel = request.kernel
-    elif is_linux:
-        cached = guests.cached_linux()
-        if cached is None:
-            raise guests.GuestError("linux: no kernel fetched yet: run `pmuvisor guest fetch linux`, or give --kernel")
-        kernel = cached.image
-    elif request.guest == "demo":
-        kernel = guests.builtin_guest("demo")
-    image = load_image(kernel, memmap.RAM_BASE, request.memory)
-    if request.initrd is not None:
+    initrd = b""
+    if request.command:
+        initrd = _command_initrd(request)
+    elif request.initrd is not None:
         initrd = load_initrd(request.initrd, request.memory)
     elif is_linux:
         initrd = guests.linux_initrd()
     words = [LINUX_BOOTARGS] if is_linux or image.kind is ImageKind.LINUX else []
+    if request.command:
+        words = [COMMAND_BOOTARGS]
     return _Guest(image, initrd, " ".join([*words, *([request.append] if request.append else [])]))
+
+
+def _check_command(request: Request) -> None:
+    if not request.command:
+        if request.added:
+            raise RequestError("add: it is for a command: expected -- COMMAND")
+    elif request.guest != "linux":
+        raise RequestError(f"command: only the guest linux runs one, not {request.guest!r}")
+    elif request.initrd is not None:
+        raise RequestError("initrd: a command runs in the root that was fetched: expected one of the two")
+
+
+def _kernel(request: Request) -> str | os.PathLike[str]:
+    if request.kernel is not None:
+        if request.guest != "linux":
+            raise RequestError("kernel: it is for the guest linux; to run another file, give that as the guest")
+        return request.kernel
+    if request.guest == "linux":
+        cached = guests.cached_linux()
+        if cached is None:
+            raise guests.GuestError("linux: no kernel fetched yet: run `pmuvisor guest fetch linux`, or give --kernel")
+        return cached.image
+    return guests.builtin_guest("demo") if request.guest == "demo" else request.guest
+
+
+def _command_initrd(request: Request) -> bytes:
+    root = guests.cached_root()
+    if root is None:
+        raise guests.GuestError("linux: no programs for a command fetched yet: run `pmuvisor guest fetch perf`")
+    behind = guests.command_initrd(request.command, request.added, request.terminal, request.memory // 2)
+    return load_initrd(root.image, request.memory) + behind
+
+
+def command_runs(machine: Machine) -> bool:
+    """Tell whether the guest's command has been started and has not ended."""
+    started, status = guests.read_control(machine.control())
+    return started and status is None
+
+
+class _Session:
+    """A command in a guest: tells its output from what else is on the console, and knows how it ended."""
+
+    def __init__(self, show: Callable[[bytes], None] | None) -> None:
+        self.machine: Machine | None = None
+        self.console = Console()
+        self.output = Console(show)
+        self._input_ended = False
+
+    def write(self, data: bytes) -> None:
+        """Take what came from the guest's console."""
+        self.console.write(data)
+        if self.machine is not None and command_runs(self.machine):
+            self.output.write(data)
+
+    def end_input(self, machine: Machine) -> bool:
+        """Tell a command that nobody types for that its input is at its end: a poll for `Machine.run`."""
+        if not self._input_ended and command_runs(machine):
+            self._input_ended = True
+            machine.uart.receive(END_OF_FILE)
+        return False
 
 
 def run(
@@ -223,23 +294,37 @@ def run(
 ) -> Result:
     """Run a guest to its end.
 
-    `show` is given the console as it comes; `poll` may feed input to the machine's `uart` and says whether more can
-    come; `started` is given the machine just before it runs, to be able to interrupt it.
+    `show` is given the console as it comes, or of a command what it prints; `poll` may feed input to the machine's
+    `uart` and says whether more can come (a command's is lost before `command_runs`); `started` is given the machine
+    just before it runs, to be able to interrupt it. Raises what `prepare` raises.
     """
-    console = Console(show)
-    machine = prepare(request, console.write)
+    session = _Session(show)
+    console = session.output if request.command else Console(show)
+    machine = session.machine = prepare(request, session.write if request.command else console.write)
     if started is not None:
         started(machine)
+    feed = session.end_input if request.command and poll is None else poll
 
     def between() -> bool:
         console.flush()
-        return poll(machine) if poll is not None else False
+        return feed is not None and feed(machine)
 
     begin = time.perf_counter()
     outcome = machine.run(request.timeout, between)
     wall = time.perf_counter() - begin
     console.flush()
-    return _result(request, machine, outcome, console, wall)
+    if not request.command:
+        return _result(request, machine, outcome, console, wall)
+    result = _result(request, machine, outcome, session.console, wall)
+    _, status = guests.read_control(machine.control())
+    early = " before its command ended" if status is None and not result.panic else ""
+    return dataclasses.replace(
+        result,
+        reason=result.reason + (early if outcome.status in (Status.POWEROFF, Status.RESET) else ""),
+        command=request.command,
+        exit_status=status,
+        output=session.output.text(),
+    )
 
 
 def _result(request: Request, machine: Machine, outcome: Outcome, console: Console, wall: float) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import select
@@ -18,14 +19,18 @@ from typing import Any, Protocol, TextIO
 
 from pmuvisor.arch import cores
 from pmuvisor.board.machine import Machine, Status
-from pmuvisor.lab import costs, hosting_report, report
+from pmuvisor.lab import costs, guests, hosting_report, report
 from pmuvisor.lab.costs import CostTable
 from pmuvisor.lab.hosting import Hosting, HostingResult
-from pmuvisor.lab.run import Request, RequestError, Result
+from pmuvisor.lab.run import COMMAND_MEMORY, END_OF_FILE, Request, RequestError, Result, command_runs
 from pmuvisor.lab.run import run as run_guest
 from pmuvisor.lab.scenario import Scenario, load
 
 EXIT_STATUS = {Status.POWEROFF: 0, Status.RESET: 0, Status.HUNG: 1, Status.TIMEOUT: 1, Status.EXIT: 130}
+GUEST_MEMORY = 256 << 20
+"""Bytes of RAM of a guest that runs no command."""
+ESCAPE = b"\x1d"
+"""Ctrl-], the key that ends an interactive command's run; all others are the guest's."""
 _CHUNK = 4096
 _PROGRESS_SECONDS = 0.2
 """Wall time between two lines of progress."""
@@ -38,19 +43,24 @@ class Interruptible(Protocol):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the guest that the command line asks for; return the exit status."""
+    """Run the guest that the command line asks for; return the exit status: of a command, the command's."""
     request = request_of(arguments, arguments.design)
+    if request.command and arguments.json != "-":
+        request = dataclasses.replace(request, terminal=_terminal())
     path, people = _where_to(arguments.json)
     result = _run(request, people)
-    _write(result.as_json(), arguments.json, path, lambda: report.show(result, people))
-    return 1 if result.panic else EXIT_STATUS[result.status]
+    tables = sys.stderr if request.command else people
+    _write(result.as_json(), arguments.json, path, lambda: report.show(result, tables))
+    return _status(result)
 
 
 def request_of(arguments: argparse.Namespace, design: str) -> Request:
-    """Return the run of a guest that the command line describes, under a design."""
+    """Return the run of a guest that the command line describes, under a design; nobody is at a command's terminal."""
     core = cores.core(arguments.core)
     if arguments.host_counters is not None:
         core = cores.with_event_counters(core, arguments.host_counters)
+    command = tuple(arguments.words or ())
+    memory = COMMAND_MEMORY if command else GUEST_MEMORY
     return Request(
         guest=arguments.guest,
         core=core,
@@ -60,11 +70,35 @@ def request_of(arguments: argparse.Namespace, design: str) -> Request:
         kernel=_path(arguments.kernel),
         initrd=_path(arguments.initrd),
         append=arguments.append,
-        memory=arguments.memory,
+        memory=memory if arguments.memory is None else arguments.memory,
         vcpus=arguments.smp,
         timeout=arguments.timeout,
         costs=cost_table(arguments.costs),
+        command=command,
+        added=tuple(guests.added(text) for text in arguments.add),
     )
+
+
+def _status(result: Result) -> int:
+    if result.panic or (result.command and result.exit_status is None and EXIT_STATUS[result.status] == 0):
+        return 1
+    return EXIT_STATUS[result.status] or result.exit_status or 0
+
+
+def _terminal() -> guests.Terminal | None:
+    """Return the terminal that this runs at, if what is typed and what is printed are both its."""
+    if not (_isatty(sys.stdin) and _isatty(sys.stdout)) or os.tcgetpgrp(sys.stdin.fileno()) != os.getpgrp():
+        return None
+    columns, rows = os.get_terminal_size(sys.stdin.fileno())
+    known = {"rows": rows, "columns": columns} if rows and columns else {}
+    return guests.Terminal(**known, name=os.environ.get("TERM", "vt100"))
+
+
+def _isatty(file: TextIO | None) -> bool:
+    try:
+        return file is not None and os.isatty(file.fileno())
+    except (ValueError, OSError):
+        return False
 
 
 def run_scenario(arguments: argparse.Namespace) -> int:
@@ -176,9 +210,10 @@ def _run(request: Request, people: TextIO) -> Result:
         last = data[-1:]
 
     people.flush()
-    with _keyboard() as poll, ctrl_c() as started:
+    with _keyboard(request) as poll, ctrl_c() as started:
         result = run_guest(request, show, poll, started)
-    if last != b"\n":
+    # A command's output is its own, byte for byte.
+    if last != b"\n" and not (request.command and people is sys.stdout and request.terminal is None):
         print(file=people)
     return result
 
@@ -241,44 +276,77 @@ def ctrl_c() -> Iterator[Callable[[Interruptible], None]]:
 
 
 @contextmanager
-def _keyboard() -> Iterator[Callable[[Machine], bool]]:
-    """Feed the standard input to the guest: a terminal's keys one by one, a file or pipe as the guest takes it."""
+def _keyboard(request: Request) -> Iterator[Callable[[Machine], bool]]:
+    """Feed the standard input to the guest: a terminal's keys one by one, a file or pipe as the guest takes it.
+
+    A command that has the terminal gets Ctrl-C too, and Ctrl-] ends the run. One that has none is told where its input
+    ends.
+    """
+    end = END_OF_FILE if request.command and request.terminal is None else b""
+    ready: Callable[[Machine], bool] = command_runs if request.command else lambda machine: True
     try:
         fd = sys.stdin.fileno()
     except (ValueError, AttributeError, OSError):
-        yield lambda machine: False
+        yield _Feeder(None, ready, end)
         return
     if not os.isatty(fd):
-        yield _feeder(fd)
+        yield _Feeder(fd, ready, end)
         return
     if os.tcgetpgrp(fd) != os.getpgrp():  # in the background: to touch the terminal would stop this process
-        yield lambda machine: False
+        yield _Feeder(None, ready, end)
         return
     import termios
     import tty
 
     saved = termios.tcgetattr(fd)
     try:
-        tty.setcbreak(fd)
-        yield _feeder(fd)
+        if request.terminal is not None:
+            tty.setraw(fd)
+        else:
+            tty.setcbreak(fd)
+        yield _Feeder(fd, ready, end, ESCAPE if request.terminal is not None else b"")
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, saved)
 
 
-def _feeder(fd: int) -> Callable[[Machine], bool]:
-    """Return a poll that gives what there is to read to the machine, and says whether the guest could get more."""
-    held = b""
-    over = stat.S_ISDIR(os.fstat(fd).st_mode)
+class _Feeder:
+    """A poll that gives what there is to read to the machine, and says whether the guest could get more.
 
-    def poll(machine: Machine) -> bool:
-        nonlocal held, over
+    `ready` says whether the guest would not lose it; `end` is what says to the guest that its input is over, empty for
+    nothing; `escape` is the key that ends the run, empty for none.
+    """
+
+    def __init__(self, fd: int | None, ready: Callable[[Machine], bool], end: bytes, escape: bytes = b"") -> None:
+        self._fd = fd
+        self._ready = ready
+        self._end = end
+        self._escape = escape
+        self._held = b""
+        self._last = b"\n"
+        self._over = fd is None or stat.S_ISDIR(os.fstat(fd).st_mode)
+        if self._over:
+            self._held = end
+
+    def __call__(self, machine: Machine) -> bool:
         while True:
-            if not held and not over and select.select([fd], [], [], 0)[0]:
-                held = os.read(fd, _CHUNK)
-                over = not held
-            taken = machine.uart.receive(held) if held else 0
-            held = held[taken:]
+            if not self._over and (not self._held or (self._escape and len(self._held) < _CHUNK)):
+                self._read(machine)
+            taken = machine.uart.receive(self._held) if self._held and self._ready(machine) else 0
+            self._held = self._held[taken:]
             if not taken:
-                return machine.uart.listening and (bool(held) or not over)
+                return machine.uart.listening and (bool(self._held) or not self._over)
 
-    return poll
+    def _read(self, machine: Machine) -> None:
+        assert self._fd is not None
+        if not select.select([self._fd], [], [], 0)[0]:
+            return
+        new = os.read(self._fd, _CHUNK)
+        if self._escape and self._escape in new:
+            machine.interrupted = True
+        if new:
+            self._last = new[-1:]
+        else:
+            self._over = True
+            # In the middle of a line the first one only sends that on.
+            new = self._end if self._last == b"\n" else 2 * self._end
+        self._held += new

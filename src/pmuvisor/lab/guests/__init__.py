@@ -1,7 +1,7 @@
 """Guests to run: the one that comes with pmuvisor, and Linux, whose kernel and programs come from Debian's archive.
 
 What is fetched is kept below the user's cache folder. `apt` asks the archive, `linux` gets a kernel, `root` the
-programs of a Linux guest's root file system.
+programs of a Linux guest's root file system, and `command` puts a user's command and files on top of those.
 """
 
 from __future__ import annotations
@@ -9,21 +9,27 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+from pmuvisor.lab.guests.command import Added, Terminal, added, command_initrd, read_control
 from pmuvisor.lab.guests.errors import GuestError
 from pmuvisor.lab.guests.linux import KernelFiles, cached_linux, fetch_linux, linux_folder, linux_initrd
 from pmuvisor.lab.guests.root import RootFiles, cached_root, fetch_root
 
 __all__ = [
+    "Added",
     "GuestError",
     "KernelFiles",
     "RootFiles",
+    "Terminal",
+    "added",
     "builtin_guest",
     "cached_linux",
     "cached_root",
+    "command_initrd",
     "fetch_linux",
     "fetch_root",
     "linux_folder",
     "linux_initrd",
+    "read_control",
 ]
 
 
