@@ -49,7 +49,10 @@ class DesignRun:
     fine: bool
     counters: int
     """Event counters that the guest has; of a scenario those of all VMs."""
+    output: str
+    """What the guest printed, or its command; of a scenario each VM, and what counters show of one without code."""
     printed: tuple[str, ...]
+    """The same as it is compared."""
     differences: tuple[Difference, ...]
     """From the first design, in order."""
     ledger: dict[str, int]
@@ -84,7 +87,7 @@ class DesignRun:
         out = dataclasses.asdict(self)
         del out["printed"]
         more = {"accesses": self.accesses, "overhead_cycles": self.overhead_cycles, "overhead": self.overhead}
-        return out | more | {"output": "\n".join(self.printed)}
+        return out | more
 
 
 def measured(text: str) -> tuple[str, ...]:
@@ -140,7 +143,8 @@ def _under(request: run.Request, design: str) -> run.Request:
 
 
 def _of_guest(request: run.Request, result: run.Result, before: Sequence[DesignRun]) -> DesignRun:
-    printed = measured(result.output if request.command else result.console)
+    output = result.output if request.command else result.console
+    printed = measured(output)
     status = str(result.status)
     fine = status in ("poweroff", "reset") and not result.panic
     return DesignRun(
@@ -148,6 +152,7 @@ def _of_guest(request: run.Request, result: run.Result, before: Sequence[DesignR
         status="panic" if result.panic else status,
         fine=fine,
         counters=result.counters,
+        output=output,
         printed=printed,
         differences=differences(before[0].printed, printed) if before else (),
         ledger=result.ledger,
@@ -194,7 +199,8 @@ def _vm_under(vm: VmSpec, design: str, scenario: Scenario) -> VmSpec:
 def _of_scenario(
     scenario: Scenario, design: str, result: HostingResult, costs: CostTable | None, before: Sequence[DesignRun]
 ) -> DesignRun:
-    printed = tuple(f"{vm.name}: {line}" for vm in result.vms for line in (*measured(vm.console), *vm.counted))
+    lines = [f"{vm.name}: {line}" for vm in result.vms for line in (*vm.console.splitlines(), *vm.counted)]
+    printed = measured("\n".join(lines))
     prices = [_prices(costs, spec.core, vm.ledger) for spec, vm in zip(scenario.vms, result.vms, strict=True)]
     seconds = [sum(p.values()) / (spec.core.mhz * 1e6) for spec, p in zip(scenario.vms, prices, strict=True)]
     lost = sum(session.enabled - session.running for session in result.host_perf)
@@ -204,6 +210,7 @@ def _of_scenario(
         status=", ".join(f"{vm.name}: {vm.status}" for vm in bad) or "well",
         fine=not bad,
         counters=sum(vm.counters for vm in result.vms),
+        output="\n".join(lines),
         printed=printed,
         differences=differences(before[0].printed, printed) if before else (),
         ledger=_sum(vm.ledger for vm in result.vms),
