@@ -97,7 +97,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "guest",
         metavar="GUEST",
-        help="demo, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
+        help="demo, elapsed, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
     )
     run.add_argument("--design", default="partitioned", choices=list(DESIGNS), help="design of the virtual PMU")
     _add_machine(run)
@@ -185,7 +185,7 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "guest",
         metavar="GUEST",
-        help="demo, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
+        help="demo, elapsed, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
     )
     compare.add_argument(
         "--designs",

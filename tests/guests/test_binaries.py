@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from pmuvisor.lab.guests import GuestError, builtin_guest, cached_linux, linux_initrd
+from pmuvisor.lab.guests import BUILTIN, GuestError, builtin_guest, cached_linux, linux_initrd
 
 GUESTS = builtin_guest("demo").parents[1]
 CROSS = "aarch64-linux-gnu-"
@@ -49,8 +49,9 @@ def contents(elf: bytes) -> tuple[int, list[tuple[str, int, bytes]]]:
 
 
 @needs_compiler
-def test_demo_is_what_its_source_says(tmp_path: Path) -> None:
-    assert contents(build("demo", tmp_path / "demo.elf")) == contents(builtin_guest("demo").read_bytes())
+@pytest.mark.parametrize("guest", BUILTIN)
+def test_a_bare_metal_guest_is_what_its_source_says(guest: str, tmp_path: Path) -> None:
+    assert contents(build(guest, tmp_path / f"{guest}.elf")) == contents(builtin_guest(guest).read_bytes())
 
 
 @needs_compiler
@@ -68,13 +69,13 @@ def test_programs_of_linux_are_what_their_sources_say(guest: str, name: str, tmp
 
 
 def test_the_guests_are_small() -> None:
-    assert builtin_guest("demo").stat().st_size < 8 << 10
+    assert all(builtin_guest(guest).stat().st_size < 8 << 10 for guest in BUILTIN)
     assert (GUESTS / "linux" / "init").stat().st_size < 16 << 10
     assert (GUESTS / "command" / "session").stat().st_size < 4 << 10
 
 
 def test_a_guest_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(GuestError, match=r"^no guest 'dmeo' comes with pmuvisor; there are: demo$"):
+    with pytest.raises(GuestError, match=r"^no guest 'dmeo' comes with pmuvisor; there are: demo, elapsed$"):
         builtin_guest("dmeo")
 
 
@@ -104,9 +105,17 @@ def test_demo_counts_exactly_on_qemu() -> None:
 
 
 @needs_qemu
-def test_demo_without_a_pmu_says_so() -> None:
-    said = run_on_qemu(builtin_guest("demo"), "-cpu", "cortex-a72,pmu=off")
-    assert said[-1] == "demo: FAIL no PMU"
+@pytest.mark.parametrize("guest", BUILTIN)
+def test_a_bare_metal_guest_without_a_pmu_says_so(guest: str) -> None:
+    said = run_on_qemu(builtin_guest(guest), "-cpu", "cortex-a72,pmu=off")
+    assert said[-1] == f"{guest}: FAIL no PMU"
+
+
+@needs_qemu
+def test_elapsed_has_cycles_in_every_round_on_qemu() -> None:
+    """With -icount a cycle is an instruction there, and a round a few more than its million."""
+    said = run_on_qemu(builtin_guest("elapsed"), "-cpu", "cortex-a72", "-icount", "shift=0,sleep=off")
+    assert said[-1] == "elapsed: cycles in each of 200 rounds: 999 to 999 instructions in 1,000 of them"
 
 
 @needs_qemu

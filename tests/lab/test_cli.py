@@ -69,6 +69,10 @@ BAD_OPTIONS = [
         ["run", "demo", "--append", "x" * 2048],
         "append: the kernel command line has 2048 bytes, Linux reads at most",
     ),
+    (
+        ["run", "elapsed", "--design", "fixed-counters-only", "--counters", "1"],
+        "fixed-counters-only has none: expected 0",
+    ),
     (["run", "demo", "--kernel", "{folder}/spin"], "kernel: it is for the guest linux"),
     (["run", "linux", "--kernel", "{folder}"], "{folder}: is a directory, expected a regular file"),
     (["run", "linux"], "linux: no kernel fetched yet: run `pmuvisor guest fetch linux`, or give --kernel"),

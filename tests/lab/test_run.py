@@ -8,7 +8,7 @@ import pytest
 from pmuvisor.arch.cores import CoreError, core, with_event_counters
 from pmuvisor.board.machine import Status
 from pmuvisor.lab import report
-from pmuvisor.lab.run import CONSOLE_LIMIT, SHOW_AT, Console, Request, Result, run
+from pmuvisor.lab.run import CONSOLE_LIMIT, SHOW_AT, Console, Request, Result, panic_of, run
 
 
 def test_a_console_keeps_its_end_within_bounds_and_shows_everything() -> None:
@@ -39,6 +39,21 @@ def test_a_console_that_is_not_utf8_is_still_text() -> None:
     console = Console()
     console.write(b"caf\xc3\xa9 \xff")
     assert console.text() == "caf\u00e9 \ufffd"
+
+
+@pytest.mark.parametrize(
+    ("console", "panic"),
+    [
+        ("", ""),
+        ("all is well\n", ""),
+        ("[  0.5] Kernel panic - not syncing: VFS\r\n[  0.6] CPU: 0\n", "Kernel panic - not syncing: VFS"),
+        ("Kernel panic - one\nKernel panic - two", "Kernel panic - two"),
+        ("demo\nbugcheck: division by zero\n", "bugcheck: division by zero"),
+        ("no such bugcheck: here\n", ""),
+    ],
+)
+def test_a_panic_is_the_line_in_which_a_kernel_said_so_last(console: str, panic: str) -> None:
+    assert panic_of(console) == panic
 
 
 LEDGER = {"exits": 10**12, "loads": 1, "puts": 0, "registers_swapped": 23, "overflows": 0, "interrupts_injected": 0}

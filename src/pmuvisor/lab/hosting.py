@@ -68,6 +68,8 @@ class VmResult:
     vcpus: int
     status: str
     reason: str
+    panic: str
+    """What the guest said when its kernel panicked, if it did (`run.panic_of`)."""
     console: str
     console_dropped: int
     instructions: int
@@ -597,6 +599,8 @@ class Hosting:
     def _vm_result(self, number: int, vm: _Vm) -> VmResult:
         spec, of = vm.spec, self.t.world
         status, reason = self._status(vm)
+        console = vm.console.text()
+        panic = run.panic_of(console) if status != Status.POWEROFF else ""
         if vm.machine is not None:
             instructions, ledger = vm.machine.instructions(), vm.machine.ledger()
         else:
@@ -617,8 +621,9 @@ class Hosting:
             counters=spec.counters,
             vcpus=spec.vcpus,
             status=status,
-            reason=reason,
-            console=vm.console.text(),
+            reason=run.with_panic(reason, panic),
+            panic=panic,
+            console=console,
             console_dropped=vm.console.dropped,
             instructions=instructions,
             run_seconds=sum(self.host.tasks[v].runtime for v in vm.threads()) / 1e9,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ COMMAND_MEMORY = 512 << 20
 """Bytes of RAM that a guest needs to run a command without being short of it; its root alone is 30 MB."""
 END_OF_FILE = b"\x04"
 """What ends the input of a command: its terminal's end-of-file character."""
+_PANIC = re.compile(r"Kernel panic - [^\r\n]*|^bugcheck: [^\r\n]*", re.MULTILINE)
 CONSOLE_LIMIT = 4 << 20
 """Bytes of the guest's console, from its end, that a result keeps: a guest can print for ever."""
 SHOW_AT = 4096
@@ -42,7 +44,7 @@ class RequestError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A run to be made. `guest` is `demo`, `linux` or a file."""
+    """A run to be made. `guest` is one of `guests.BUILTIN`, `linux` or a file."""
 
     guest: str
     core: Core
@@ -85,7 +87,7 @@ class Result:
     status: Status
     reason: str
     panic: str
-    """What a Linux guest said when it panicked, if it did."""
+    """What the guest said when its kernel panicked, if it did (`panic_of`)."""
     registers: str
     console: str
     """What the guest printed: the last `CONSOLE_LIMIT` bytes of it."""
@@ -246,7 +248,7 @@ def _kernel(request: Request) -> str | os.PathLike[str]:
         if cached is None:
             raise guests.GuestError("linux: no kernel fetched yet: run `pmuvisor guest fetch linux`, or give --kernel")
         return cached.image
-    return guests.builtin_guest("demo") if request.guest == "demo" else request.guest
+    return guests.builtin_guest(request.guest) if request.guest in guests.BUILTIN else request.guest
 
 
 def _command_initrd(request: Request) -> bytes:
@@ -329,7 +331,7 @@ def run(
 
 def _result(request: Request, machine: Machine, outcome: Outcome, console: Console, wall: float) -> Result:
     text = console.text()
-    panic = _panic(text) if outcome.status is not Status.POWEROFF else ""
+    panic = panic_of(text) if outcome.status is not Status.POWEROFF else ""
     return Result(
         guest=request.guest,
         core=request.core.name,
@@ -339,7 +341,7 @@ def _result(request: Request, machine: Machine, outcome: Outcome, console: Conso
         host_counters=request.core.event_counters,
         vcpus=request.vcpus,
         status=outcome.status,
-        reason=outcome.reason + (f" ({panic})" if panic else ""),
+        reason=with_panic(outcome.reason, panic),
         panic=panic,
         registers=outcome.registers,
         console=text,
@@ -355,6 +357,17 @@ def _result(request: Request, machine: Machine, outcome: Outcome, console: Conso
     )
 
 
-def _panic(console: str) -> str:
-    at = console.rfind("Kernel panic - ")
-    return console[at:].splitlines()[0].strip() if at >= 0 else ""
+def panic_of(console: str) -> str:
+    """Return the line in which a guest's kernel said last that it cannot go on: Linux's panic, or a `bugcheck: `.
+
+    A reset alone is no failure, as it is how a guest reboots: only this line tells that one was a kernel's death.
+    """
+    found = ""
+    for match in _PANIC.finditer(console):
+        found = match[0]
+    return found.strip()
+
+
+def with_panic(reason: str, panic: str) -> str:
+    """Return why a run ended, with the guest's own words where its kernel panicked."""
+    return f"{reason} ({panic})" if panic else reason

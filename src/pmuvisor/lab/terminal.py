@@ -124,7 +124,7 @@ def _scenario_status(result: HostingResult) -> int:
     if result.interrupted:
         return EXIT_STATUS[Status.EXIT]
     fine = {"running", *(str(status) for status, code in EXIT_STATUS.items() if code == 0)}
-    return 0 if all(vm.status in fine and "Kernel panic - " not in vm.console for vm in result.vms) else 1
+    return 0 if all(vm.status in fine and not vm.panic for vm in result.vms) else 1
 
 
 def _where_to(name: str | None) -> tuple[Path | None, TextIO]:

@@ -1,4 +1,4 @@
-"""Guests to run: the one that comes with pmuvisor, and Linux, whose kernel and programs come from Debian's archive.
+"""Guests to run: those that come with pmuvisor, and Linux, whose kernel and programs come from Debian's archive.
 
 What is fetched is kept below the user's cache folder. `apt` asks the archive, `linux` gets a kernel, `root` the
 programs of a Linux guest's root file system, and `command` puts a user's command and files on top of those.
@@ -15,6 +15,7 @@ from pmuvisor.lab.guests.linux import KernelFiles, cached_linux, fetch_linux, li
 from pmuvisor.lab.guests.root import RootFiles, cached_root, fetch_root
 
 __all__ = [
+    "BUILTIN",
     "Added",
     "GuestError",
     "KernelFiles",
@@ -33,11 +34,12 @@ __all__ = [
 ]
 
 
+BUILTIN = ("demo", "elapsed")
+"""The bare-metal guests that come with pmuvisor, by name."""
+
+
 def builtin_guest(name: str) -> Path:
-    """The ELF file of a bare-metal guest that comes with pmuvisor."""
-    folder = Path(str(files("pmuvisor.guests")))
-    elf = folder / name / f"{name}.elf"
-    if not elf.is_file():
-        known = ", ".join(sorted(found.stem for found in folder.glob("*/*.elf")))
-        raise GuestError(f"no guest {name!r} comes with pmuvisor; there are: {known}")
-    return elf
+    """The ELF file of a bare-metal guest that comes with pmuvisor. Raises GuestError for another name."""
+    if name not in BUILTIN:
+        raise GuestError(f"no guest {name!r} comes with pmuvisor; there are: {', '.join(BUILTIN)}")
+    return Path(str(files("pmuvisor.guests"))) / name / f"{name}.elf"

@@ -11,6 +11,7 @@ from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED, SW_INCR
 from pmuvisor.board.fdt import MAX_BOOTARGS
 from pmuvisor.board.machine import DESIGNS, Config, CountError
 from pmuvisor.lab import reading
+from pmuvisor.lab.guests import BUILTIN
 from pmuvisor.lab.reading import FLAG, MICROSECOND, MILLISECOND, SECOND, KeyProblem, Problem, Table
 from pmuvisor.lab.run import LINUX_BOOTARGS
 from pmuvisor.lab.scenario.spec import MAX_RATE, Activity, HostSpec, TaskSpec, VmSpec
@@ -34,6 +35,8 @@ MAX_VCPUS, MAX_BUSY_VCPUS, MAX_TASKS = 8, 1000, 1000
 DEFAULT_RATES = {INST_RETIRED: MILLISECOND}
 """An instruction a nanosecond; rates are events in a millisecond."""
 
+GUESTS = ("busy", *BUILTIN, "linux")
+"""Guests that are not files."""
 HOST = ("cpus", "tick", "slice", "max_guest_counters")
 ACTIVITY = ("events", "user", "burst", "pause")
 CODE = ("memory", "kernel", "initrd", "append")
@@ -158,10 +161,10 @@ def _check_keys(table: Table, others: Sequence[str], whose: str) -> None:
 
 
 def _guest(table: Table, folder: Path) -> str:
-    value = table.take("guest", reading.text("busy, demo, linux or the name of a file", r"[^\0]+"))
-    if value in ("busy", "demo", "linux"):
+    value = table.take("guest", reading.text(f"{', '.join(GUESTS)} or the name of a file", r"[^\0]+"))
+    if value in GUESTS:
         return value
-    return str(_existing(value, table.key("guest"), folder, "busy, demo, linux or a file"))
+    return str(_existing(value, table.key("guest"), folder, f"{', '.join(GUESTS)} or a file"))
 
 
 def _file(table: Table, name: str, folder: Path) -> Path | None:

@@ -59,7 +59,7 @@ class VmSpec:
 
     name: str
     guest: str
-    """`busy`, `demo`, `linux`, or the path of a file."""
+    """`busy`, one of `guests.BUILTIN`, `linux`, or the path of a file."""
     vcpus: int
     core: Core
     """The PMU that the VM is tied to (KVM_ARM_VCPU_PMU_V3_SET_PMU): a core of the host."""
