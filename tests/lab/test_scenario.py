@@ -142,6 +142,31 @@ def test_a_vm_has_masks_rates_in_a_millisecond_and_shares_in_a_thousand(good: Sc
     assert (demo.activity, demo.memory, demo.append) == (None, 1 << 30, "a=b c")
 
 
+@pytest.mark.parametrize(
+    ("design", "core", "anywhere"),
+    [
+        ("partitioned", None, False),
+        ("lazy", None, False),
+        ("emulated", None, True),
+        ("emulated", A55, False),
+        ("fixed-counters-only", None, True),
+        ("fixed-counters-only", X1, True),
+    ],
+)
+def test_a_vm_without_a_pmu_of_its_own_may_run_on_all_cpus(
+    tmp_path: Path, design: str, core: str | None, anywhere: bool
+) -> None:
+    """KVM_ARM_VCPU_PMU_V3_SET_PMU is what ties an emulated PMU to CPUs; the key `core` is that attribute."""
+    wanted = {"name": "a", "guest": "elapsed", "design": design} | ({"core": core} if core else {})
+    session = {"name": "p", "vm": "a", "events": ["CPU_CYCLES"]}
+    scenario = load(write(tmp_path, document(GOOD | {"vm": [wanted], "perf": [session]})))
+    (vm,) = scenario.vms
+    assert (vm.guest, vm.core.name, vm.runs_anywhere) == ("elapsed", core or A55, anywhere)
+    assert vm.cpus == (0b111111 if anywhere else 0b001111,)
+    assert vm.counters == (0 if design == "fixed-counters-only" else 4)
+    assert [on.name for on in scenario.perf[0].cores] == ([A55, X1] if anywhere else [A55])
+
+
 def test_a_table_makes_several_tasks(good: Scenario) -> None:
     assert [task.name for task in good.tasks] == ["backup-0", "backup-1", "backup-2", "cron"]
     assert [task.cpus for task in good.tasks] == [0b110000] * 3 + [0b111111]
@@ -278,10 +303,14 @@ BAD: list[tuple[str, object, str]] = [
     ("vm[0].name", GONE, f"vm[0].name: missing: expected {NAME}"),
     ("vm[0].name", "a b", f"vm[0].name: 'a b': expected {NAME}"),
     ("vm[1].name", "web", "vm[1].name: web is a name of vm[0]: expected one that no other has"),
-    ("vm[0].guest", "x.elf", "vm[0].guest: 'x.elf': no such file: expected busy, demo, linux or a file"),
-    ("vm[0].guest", "busybox", "vm[0].guest: 'busybox': no such file: expected busy, demo, linux or a file"),
-    ("vm[0].guest", "x" * 5000, f"vm[0].guest: '{'x' * 40}'...: no such file: expected busy, demo, linux or a file"),
-    ("vm[0].guest", "", "vm[0].guest: '': expected busy, demo, linux or the name of a file"),
+    ("vm[0].guest", "x.elf", "vm[0].guest: 'x.elf': no such file: expected busy, demo, elapsed, linux or a file"),
+    ("vm[0].guest", "busybox", "vm[0].guest: 'busybox': no such file: expected busy, demo, elapsed, linux or a file"),
+    (
+        "vm[0].guest",
+        "x" * 5000,
+        f"vm[0].guest: '{'x' * 40}'...: no such file: expected busy, demo, elapsed, linux or a file",
+    ),
+    ("vm[0].guest", "", "vm[0].guest: '': expected busy, demo, elapsed, linux or the name of a file"),
     ("vm[0].vcpus", 1001, "vm[0].vcpus: 1001: expected a whole number from 1 to 1000"),
     ("vm[1].vcpus", 9, "vm[1].vcpus: 9: expected a whole number from 1 to 8"),
     ("vm[0].vcpu", 1, "vm[0].vcpu: unknown key (near: vcpus): expected one of name, guest, vcpus, core, cpus, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterable, Sequence
 
 from pmuvisor import records
@@ -121,7 +122,7 @@ def _target(table: Table, target: str, known: Known) -> tuple[int, tuple[int, ..
 def _pmus(table: Table, known: Known, cpus: int, tasks: tuple[int, ...], vm: int | None) -> tuple[Core, ...]:
     """Return the PMUs of a session: of its CPUs, or of those that its threads may use; or the one that is asked for."""
     if vm is not None:
-        cpus = known.host.mask_of(known.vms[vm].core)
+        cpus = _guest_cpus(known.vms[vm], known.host)
     for task in tasks:
         cpus |= known.tasks[task].cpus
     if "core" not in table:
@@ -135,6 +136,13 @@ def _pmus(table: Table, known: Known, cpus: int, tasks: tuple[int, ...], vm: int
     elif not known.host.mask_of(core) & cpus:
         raise KeyProblem(table.key("core"), core.name, "a core that its threads may run on")
     return (core,)
+
+
+def _guest_cpus(vm: VmSpec, host: HostSpec) -> int:
+    """Return the CPUs where vCPUs of a VM run: those of its PMU, or where it is tied to none all that they may use."""
+    if not vm.runs_anywhere:
+        return host.mask_of(vm.core)
+    return functools.reduce(operator.or_, vm.cpus)
 
 
 def _groups(table: Table, on: Sequence[Core], long: bool) -> tuple[tuple[EventSpec, ...], ...]:
