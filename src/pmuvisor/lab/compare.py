@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pmuvisor.arch.cores import Core
-from pmuvisor.board.machine import DESIGNS
+from pmuvisor.board.machine import DESIGNS, Config
 from pmuvisor.lab import run
 from pmuvisor.lab.costs import CostTable, built_in
 from pmuvisor.lab.hosting import Hosting, HostingResult
@@ -193,7 +193,11 @@ def _vm_under(vm: VmSpec, design: str, scenario: Scenario) -> VmSpec:
     """Return a VM under another design, on the same CPUs; those of `fixed-counters-only` take all kinds."""
     if design == "fixed-counters-only":
         return dataclasses.replace(vm, design=design, counters=0, runs_anywhere=True)
-    return dataclasses.replace(vm, design=design, runs_anywhere=vm.runs_anywhere and design == "emulated")
+    counters = vm.counters
+    if vm.design == "fixed-counters-only":  # which says nothing of how many another design is to have
+        counters = min(Config(vm.core, design=design).guest_counters(), scenario.host.max_guest_counters)
+    anywhere = vm.runs_anywhere and design == "emulated"
+    return dataclasses.replace(vm, design=design, counters=counters, runs_anywhere=anywhere)
 
 
 def _of_scenario(
@@ -204,10 +208,10 @@ def _of_scenario(
     prices = [_prices(costs, spec.core, vm.ledger) for spec, vm in zip(scenario.vms, result.vms, strict=True)]
     seconds = [sum(p.values()) / (spec.core.mhz * 1e6) for spec, p in zip(scenario.vms, prices, strict=True)]
     lost = sum(session.enabled - session.running for session in result.host_perf)
-    bad = [vm for vm in result.vms if vm.status not in ("running", "poweroff", "reset")]
+    bad = [vm for vm in result.vms if vm.panic or vm.status not in ("running", "poweroff", "reset")]
     return DesignRun(
         design=design,
-        status=", ".join(f"{vm.name}: {vm.status}" for vm in bad) or "well",
+        status=", ".join(f"{vm.name}: {'panic' if vm.panic else vm.status}" for vm in bad) or "well",
         fine=not bad,
         counters=sum(vm.counters for vm in result.vms),
         output="\n".join(lines),
