@@ -131,13 +131,26 @@ def test_the_same_scenario_gives_the_same_result_and_another_seed_another() -> N
     assert once(7) == once(7) != once(8)
 
 
-def test_a_vm_on_a_cpu_of_another_pmu_fails_to_enter() -> None:
+@pytest.mark.parametrize("design", ["emulated", "partitioned", "lazy"])
+def test_a_vm_on_a_cpu_of_another_pmu_than_its_own_fails_to_enter(design: str) -> None:
     a55, x1 = core("cortex-a55"), core("cortex-x1")
-    vms = (vm("little", on=0b01, core=a55), vm("stray", on=0b10, core=a55))
+    vms = (vm("little", on=0b01, core=a55, design=design), vm("stray", on=0b10, core=a55, design=design))
     result = Hosting(scenario(10 * MS, cpus=(a55, x1), vms=vms)).run()
     assert [v.status for v in result.vms] == ["running", "fail-entry"]
     assert result.vms[1].reason == "vCPU 0 cannot run on CPU 1 (KVM_EXIT_FAIL_ENTRY, CPU_UNSUPPORTED)"
     assert (result.vms[0].instructions, result.vms[1].instructions) == (10_000_000, 0)
+
+
+def test_a_vm_that_asked_for_no_pmu_runs_where_its_counters_stand_still_or_follow_it() -> None:
+    a55, x1 = core("cortex-a55"), core("cortex-x1")
+    stray: dict[str, Any] = {"on": 0b10, "core": a55, "runs_anywhere": True}
+    vms = (vm("default", design="emulated", **stray), vm("fixed", design="fixed-counters-only", counters=0, **stray))
+    default, fixed = Hosting(scenario(12 * MS, cpus=(a55, x1), vms=vms)).run().vms
+    assert (default.status, fixed.status) == ("running", "running")
+    # Half of the time each, at 1000 instructions and 2802 cycles in a microsecond.
+    assert (default.instructions, fixed.instructions, x1.mhz) == (6_000_000, 6_000_000, 2802)
+    assert default.counted == ("vCPU 0: INST_RETIRED 0 of 6,000,000", "vCPU 0: CPU_CYCLES 0 of 16,812,000")
+    assert fixed.counted == ("vCPU 0: CPU_CYCLES 16,812,000 of 16,812,000",)
 
 
 def test_an_interrupted_run_says_so_and_keeps_what_there_is() -> None:
