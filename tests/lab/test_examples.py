@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 
 from pmuvisor import cli
+from pmuvisor.arch.cores import core
 from pmuvisor.lab import guests
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MS = 1_000_000
 
 
-def run(name: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Run an example; return its JSON, by names: `vms`, `host_perf`."""
+def run(name: str, folder: Path, capfd: pytest.CaptureFixture[str], status: int = 0) -> dict[str, Any]:
+    """Run an example, which ends with `status`; return its JSON, by names: `vms`, `host_perf`."""
     out = folder / "out.json"
-    assert cli.main(["run", str(EXAMPLES / f"{name}.toml"), "--json", str(out)]) == 0
+    assert cli.main(["run", str(EXAMPLES / f"{name}.toml"), "--json", str(out)]) == status
     shown, errors = capfd.readouterr()
     result: dict[str, Any] = json.loads(out.read_text())
     assert errors == ""
@@ -84,6 +85,30 @@ def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert [vm["fgt"] for vm in vms.values()] == [True, False]
     direct, trapped = (sum(n for key, n in vm["ledger"].items() if key.startswith("direct.")) for vm in vms.values())
     assert direct > trapped == 0
+
+
+def test_fixed_counters(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run("fixed-counters", tmp_path, capfd, status=1)
+    vms, rows = result["vms"], result["host_perf"]
+    died, pinned, fixed = (vms[name] for name in ("default", "pinned", "fixed"))
+    # Two turns of 2 ms on a Cortex-A55 of 1800 MHz are 7.2 million instructions, a million to a round: the counter
+    # stands still in the middle of round 8, and round 9 is the first without cycles.
+    assert core("cortex-a55").mhz == 1800
+    assert (died["status"], died["core"], died["migrations"]) == ("reset", "cortex-a55", 1)
+    assert died["panic"] == "bugcheck: division by zero: no cycles elapsed in round 9"
+    assert died["reason"] == f"the guest asked for a reset ({died['panic']})"
+    assert 9_000_000 < died["instructions"] < 9_010_000
+    for vm in (pinned, fixed):
+        assert (vm["status"], vm["panic"]) == ("poweroff", "")
+        assert "elapsed: cycles in each of 200 rounds: 999 to 999 instructions in 1,000 of them" in vm["console"]
+        assert vm["ledger"]["pmu_trapped"] == pinned["ledger"]["pmu_trapped"]
+    # Each time that it has come to a core of the other kind the cycle counter gets a new event; nothing is lost by it.
+    assert (fixed["migrations"], fixed["counters"]) == (8, 0)
+    assert fixed["ledger"]["perf_created"] - pinned["ledger"]["perf_created"] == 3
+    little, big = rows["fixed:cortex-a55/CPU_CYCLES/"], rows["fixed:cortex-x1/CPU_CYCLES/"]
+    assert min(little["running"], big["running"]) > 30 * MS
+    assert little["running"] + big["running"] == little["enabled"] == round(fixed["run_seconds"] * 1e9)
+    assert 200_000_000 < little["count"] + big["count"] < fixed["instructions"]
 
 
 @pytest.mark.skipif(guests.cached_linux() is None, reason="no Linux guest fetched")
