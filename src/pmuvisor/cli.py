@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", choices=["linux", "perf"], help="which guest")
     fetch.add_argument("--force", action="store_true", help="fetch it again though it is there")
     fetch.set_defaults(handler=_fetch)
+    designs = commands.add_parser("designs", help="show the designs of the virtual PMU", description=_DESIGNS)
+    designs.add_argument("--json", action="store_true", help="print JSON")
+    designs.set_defaults(handler=_show_designs)
     _add_cores(commands.add_parser("cores", help="show the cores that can be modelled", description=_CORES))
     _add_costs(commands.add_parser("costs", help="show what virtualization costs on a core", description=_COSTS))
     return parser
@@ -212,6 +215,7 @@ def _compare(compare: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     return comparing.run_scenario(arguments) if scenario else comparing.run(arguments)
 
 
+_DESIGNS = """Show the designs of the virtual PMU side by side (docs/designs.md)."""
 _CORES = """List the cores of the data file; or show each figure of one core with its source."""
 
 
@@ -298,6 +302,12 @@ def _run(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     gc.freeze()
     gc.enable()
     return terminal.run_scenario(arguments) if scenario else terminal.run(arguments)
+
+
+def _show_designs(arguments: argparse.Namespace) -> int:
+    from pmuvisor.lab import designs
+
+    return designs.show(arguments)
 
 
 def _cores(arguments: argparse.Namespace) -> int:
