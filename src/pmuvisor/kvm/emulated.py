@@ -72,7 +72,7 @@ from pmuvisor.kvm.vcpu import (
     implemented_counter_mask,
 )
 from pmuvisor.linux import arm_pmuv3, perf
-from pmuvisor.linux.host import ANY_CPU, STATE_ACTIVE, Host, PerfEvent
+from pmuvisor.linux.host import ANY_CPU, Host, PerfEvent
 
 PMCR_MASK = 0xFF
 """ARMV8_PMU_PMCR_MASK: what of PMCR_EL0 a guest writes, all of it stored but P and C."""
@@ -341,12 +341,12 @@ def counter_increment(pe: Pe, vm: Vm, vcpu: Vcpu, counters: int, event: int) -> 
         chained = overflow & int(counter_can_chain(vcpu, i))
 
 
-def active_events(host: Host, vcpu: Vcpu) -> int:
-    """Return how many of the vCPU's perf events have a counter now."""
-    active = 0
+def note_switched(host: Host, vcpu: Vcpu) -> None:
+    """Enter into a vCPU's ledger how often its perf events have been switched."""
     for i in range(len(vcpu.evcntr) + 1):
-        active += int(host.events[vcpu.first_event + i].state == STATE_ACTIVE)
-    return active
+        event = host.events[vcpu.first_event + i]
+        vcpu.perf_switched += event.switched
+        event.switched = 0
 
 
 # ---- a guest's accesses -----------------------------------------------------------------------------------

@@ -121,7 +121,8 @@ class Vcpu:
     perf_disabled: LedgerCount
     perf_read: LedgerCount
     perf_switched: LedgerCount
-    """How often one of them was scheduled in or out because the thread came or left."""
+    """How often one of them was given a counter or had it taken: when the thread came or left, and when an event of its
+    context was enabled, since perf then schedules all of them anew (ctx_resched)."""
 
 
 @record

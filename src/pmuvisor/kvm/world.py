@@ -160,6 +160,8 @@ def is_emulated(vm: Vm) -> bool:
 def vcpu_enter(world: World, c: int, v: int, now: int) -> None:
     """Enter the guest of the vCPU that is loaded on CPU `c`: requests first, then its interrupt line."""
     check_requests(world, c, v, now)
+    if is_emulated(world.vms[world.vm_of[v]]):
+        emulated.note_switched(world.host, world.vcpus[v])
     vcpu.guest_enter(world.host.cpus[c].pe)
     flush_hwstate(world, c, v)
 
@@ -220,9 +222,6 @@ def counter_value(world: World, v: int, i: int, now: int) -> int:
 
 def switch_out(world: World, c: int, now: int) -> int:
     """The task on CPU `c` leaves it, and the vCPU that it runs is put (kvm_sched_out). Return the task, or NO_TASK."""
-    leaving = world.host.cpus[c].current
-    if leaving != NO_TASK:
-        note_events_switched(world, world.host.tasks[leaving].preempt_notifier)
     number = sched.sched_out(world.host, c, now)
     if number != NO_TASK:
         v = world.host.tasks[number].preempt_notifier
@@ -236,13 +235,6 @@ def switch_in(world: World, c: int, now: int) -> int:
     number = sched.sched_in(world.host, c, now)
     if number != NO_TASK:
         v = world.host.tasks[number].preempt_notifier
-        note_events_switched(world, v)
         if v != NO_VCPU:
             vcpu_load(world, c, v, now)
     return number
-
-
-def note_events_switched(world: World, v: int) -> None:
-    """Enter into a vCPU's ledger that those of its perf events that are active are switched with its thread."""
-    if v != NO_VCPU and is_emulated(world.vms[world.vm_of[v]]):
-        world.vcpus[v].perf_switched += emulated.active_events(world.host, world.vcpus[v])

@@ -233,6 +233,7 @@ def add(cpu: Cpu, event: PerfEvent, number: int) -> int:
     event.idx = idx
     cpu.hw.used_mask |= mask_of(cpu, event, idx)
     cpu.hw.events[idx] = number
+    event.switched += 1
     event_start(cpu, event)
     return 0
 
@@ -252,6 +253,7 @@ def event_stop(cpu: Cpu, event: PerfEvent) -> None:
 def delete(cpu: Cpu, event: PerfEvent) -> None:
     """State armpmu_del(): take the counter back, with what it has counted."""
     event_stop(cpu, event)
+    event.switched += 1
     cpu.hw.events[event.idx] = NO_EVENT
     cpu.hw.used_mask &= ~mask_of(cpu, event, event.idx)
     event.idx = NO_COUNTER

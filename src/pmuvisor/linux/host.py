@@ -79,6 +79,8 @@ class PerfEvent:
     tstamp: U62
     total_time_enabled: U62
     total_time_running: U62
+    switched: LedgerCount
+    """How often it was given a counter, or had it taken, since whoever pays for that last looked."""
     true: Annotated[int, Bits(62), Role.GHOST]
     """What happened, while it was enabled, of what it is to count."""
     seen: Annotated[int, Bits(62), Role.GHOST]

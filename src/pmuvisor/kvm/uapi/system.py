@@ -278,12 +278,10 @@ class System:
         worlds.switch_out(self.world, self.cpu, self.now)
         self.world.host.tasks[vcpu.record.task].cpu = self.cpu
         perf.perf_event_task_sched_in(self.world.host, self.cpu, vcpu.record.task, self.now)
-        worlds.note_events_switched(self.world, vcpu.number)
         worlds.vcpu_load(self.world, self.cpu, vcpu.number, self.now)
 
     def vcpu_put(self, vcpu: Vcpu) -> None:
         """It leaves, and whoever waits there has its turn."""
-        worlds.note_events_switched(self.world, vcpu.number)
         perf.perf_event_task_sched_out(self.world.host, self.cpu, self.now)
         worlds.vcpu_put(self.world, self.cpu, vcpu.number, self.now)
         worlds.switch_in(self.world, self.cpu, self.now)
