@@ -57,6 +57,15 @@ def test_perf_counts_samples_and_reports(tmp_path: Path) -> None:
     )
     assert (result.status, result.exit_status) == (Status.POWEROFF, 7)
     output = result.output
+    # The command's part of the run: 20 samples and perf's own work, and neither the boot nor the power-off.
+    part = result.of_command
+    assert part is not None
+    assert 0 < part.instructions < result.instructions - 100_000_000, "the boot"
+    assert part.ledger["overflows"] == result.ledger["overflows"] == 20
+    assert (part.ledger["exits.hvc"], part.ledger["loads"] < result.ledger["loads"]) == (0, True)
+    assert part.virtual_seconds == pytest.approx(
+        part.instructions / 1e9 + part.overhead_seconds + part.idle_seconds, abs=1e-6
+    )
     counts = {line.split(",")[2]: line.split(",")[0] for line in output.splitlines() if line.count(",") > 4}
     assert counts["instructions:u"] == counts["cycles:u"] == str(LOOP_INSTRUCTIONS)
     assert counts["br_retired:u"] == str(LOOPS)

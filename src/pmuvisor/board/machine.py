@@ -212,7 +212,9 @@ class Machine:
         self.psci = psci.Psci(config.vcpus)
         self.uart = pl011.Pl011(output, lambda level: self.gic.set_level(memmap.UART_INTID, level))
         self._control: deque[int] = deque(maxlen=CONTROL_LIMIT)
-        self._uart1 = pl011.Pl011(self._control.extend, lambda level: self.gic.set_level(memmap.UART1_INTID, level))
+        self.on_control: Callable[[], None] | None = None
+        """Called when the guest has sent something through its second serial port."""
+        self._uart1 = pl011.Pl011(self._take_control, lambda level: self.gic.set_level(memmap.UART1_INTID, level))
         self.interrupted = False
         """Set, from a signal handler too, to end the run."""
         self._rate = clock.rate_of(config.core)
@@ -600,6 +602,11 @@ class Machine:
     def overhead_ns(self) -> int:
         """Return how long that took, in ns."""
         return self.overhead_cycles() * self._rate.per_cycle // self._rate.per_ns
+
+    def _take_control(self, data: bytes) -> None:
+        self._control.extend(data)
+        if self.on_control is not None:
+            self.on_control()
 
     def control(self) -> bytes:
         """Return what the guest has sent through its second serial port: the last `CONTROL_LIMIT` bytes of it."""

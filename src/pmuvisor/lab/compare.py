@@ -64,7 +64,7 @@ class DesignRun:
     felt_seconds: float
     """What of it is in `seconds`: all but that of a scenario's vCPUs without code."""
     seconds: float
-    """The guest's time from its start to its end; of a scenario, what its vCPUs had of CPUs."""
+    """The guest's time from its start to its end, or that of its command; of a scenario, what its vCPUs had of CPUs."""
 
     @property
     def accesses(self) -> int:
@@ -145,23 +145,28 @@ def _under(request: run.Request, design: str) -> run.Request:
 def _of_guest(request: run.Request, result: run.Result, before: Sequence[DesignRun]) -> DesignRun:
     output = result.output if request.command else result.console
     printed = measured(output)
-    status = str(result.status)
-    fine = status in ("poweroff", "reset") and not result.panic
+    part = result if result.of_command is None else result.of_command
     return DesignRun(
         design=result.design,
-        status="panic" if result.panic else status,
-        fine=fine,
+        status=_end(result),
+        fine=result.status in ("poweroff", "reset") and not result.panic and not result.exit_status,
         counters=result.counters,
         output=output,
         printed=printed,
         differences=differences(before[0].printed, printed) if before else (),
-        ledger=result.ledger,
+        ledger=part.ledger,
         lost_ns=None,
-        overhead_by=_prices(request.costs, request.core, result.ledger),
-        overhead_seconds=result.overhead_seconds,
-        felt_seconds=result.overhead_seconds,
-        seconds=result.virtual_seconds,
+        overhead_by=_prices(request.costs, request.core, part.ledger),
+        overhead_seconds=part.overhead_seconds,
+        felt_seconds=part.overhead_seconds,
+        seconds=part.virtual_seconds,
     )
+
+
+def _end(result: run.Result) -> str:
+    if result.panic:
+        return "panic"
+    return str(result.status) if result.exit_status is None else f"exit {result.exit_status}"
 
 
 # ---- a scenario -------------------------------------------------------------------------------------------

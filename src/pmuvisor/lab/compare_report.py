@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -37,7 +38,8 @@ COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "lightgrey")
 
 def show(title: str, runs: Sequence[DesignRun], file: TextIO) -> None:
     """Print the table of a comparison and, below it, where designs differ from the first in what the guest measured."""
-    print(printable(title, file.encoding or "utf-8"), file=file)
+    for line in title.split("\n"):
+        print(textwrap.shorten(printable(line, file.encoding or "utf-8"), tables.WIDTH, placeholder=" ..."), file=file)
     print(file=file)
     table = tables.empty()
     table.add_column("", no_wrap=True)
@@ -148,7 +150,8 @@ def plot(title: str, runs: Sequence[DesignRun], kind: str) -> bytes:
     with matplotlib.rc_context(style):
         figure, axes = pyplot.subplots(figsize=(8, 2.2 + 0.45 * len(runs)), layout="constrained")
         _bars(axes, runs)
-        axes.set_title(printable(title, "utf-8"), fontsize=10)
+        lines = [textwrap.shorten(printable(line, "utf-8"), 100, placeholder=" ...") for line in title.split("\n")]
+        axes.set_title("\n".join(lines), fontsize=10, parse_math=False)
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(out, format=kind, metadata=metadata, dpi=120)
         pyplot.close(figure)

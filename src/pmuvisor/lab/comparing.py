@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     cpus = f"{request.vcpus} vCPU{'' if request.vcpus == 1 else 's'}"
     traps = "with" if request.fgt and request.core.fgt else "without"
     of = f"{request.core.name}, {request.core.event_counters} event counters"
-    title = f"{request.guest} on {of}, {cpus}, {traps} fine-grained traps"
+    what = shlex.join((request.guest, *(["--", *request.command] if request.command else [])))
+    title = f"{what}\non {of}, {cpus}, {traps} fine-grained traps"
 
     def make(progress: Callable[[str], None], started: Callable[[Any], None]) -> list[DesignRun]:
         return compare_guest(request, designs, progress, started)

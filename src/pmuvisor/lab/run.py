@@ -73,6 +73,40 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """What of a run was between two moments of it, or from its start."""
+
+    instructions: int
+    virtual_seconds: float
+    overhead_cycles: int
+    overhead_seconds: float
+    idle_seconds: float
+    ledger: dict[str, int]
+
+    def __sub__(self, before: Part) -> Part:
+        """Return what came after another moment of the same run."""
+        return Part(
+            self.instructions - before.instructions,
+            self.virtual_seconds - before.virtual_seconds,
+            self.overhead_cycles - before.overhead_cycles,
+            self.overhead_seconds - before.overhead_seconds,
+            self.idle_seconds - before.idle_seconds,
+            {name: count - before.ledger.get(name, 0) for name, count in self.ledger.items()},
+        )
+
+
+def _so_far(machine: Machine) -> Part:
+    return Part(
+        instructions=machine.instructions(),
+        virtual_seconds=machine.now_ns() / 1e9,
+        overhead_cycles=machine.overhead_cycles(),
+        overhead_seconds=machine.overhead_ns() / 1e9,
+        idle_seconds=machine.idle_ns / 1e9,
+        ledger=machine.ledger(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """A run that was made."""
 
@@ -109,6 +143,8 @@ class Result:
     command: tuple[str, ...] = ()
     exit_status: int | None = None
     """The command's, 128 + n where signal n ended it; None where it did not end, or there was none."""
+    of_command: Part | None = None
+    """What of the run was the command's, from its start to its end; None where it did not end, or there was none."""
     output: str = ""
     """What the command printed: the last `CONSOLE_LIMIT` bytes of it."""
 
@@ -273,6 +309,17 @@ class _Session:
         self.console = Console()
         self.output = Console(show)
         self._input_ended = False
+        self._began: Part | None = None
+        self.of_command: Part | None = None
+
+    def control(self) -> None:
+        """The guest has said something about its command: note what the run has come to, at its start and its end."""
+        assert self.machine is not None
+        started, status = guests.read_control(self.machine.control())
+        if started and self._began is None:
+            self._began = _so_far(self.machine)
+        if status is not None and self._began is not None and self.of_command is None:
+            self.of_command = _so_far(self.machine) - self._began
 
     def write(self, data: bytes) -> None:
         """Take what came from the guest's console."""
@@ -303,6 +350,7 @@ def run(
     session = _Session(show)
     console = session.output if request.command else Console(show)
     machine = session.machine = prepare(request, session.write if request.command else console.write)
+    machine.on_control = session.control if request.command else None
     if started is not None:
         started(machine)
     feed = session.end_input if request.command and poll is None else poll
@@ -325,6 +373,7 @@ def run(
         reason=result.reason + (early if outcome.status in (Status.POWEROFF, Status.RESET) else ""),
         command=request.command,
         exit_status=status,
+        of_command=session.of_command,
         output=session.output.text(),
     )
 
@@ -332,6 +381,7 @@ def run(
 def _result(request: Request, machine: Machine, outcome: Outcome, console: Console, wall: float) -> Result:
     text = console.text()
     panic = panic_of(text) if outcome.status is not Status.POWEROFF else ""
+    whole = _so_far(machine)
     return Result(
         guest=request.guest,
         core=request.core.name,
@@ -346,13 +396,8 @@ def _result(request: Request, machine: Machine, outcome: Outcome, console: Conso
         registers=outcome.registers,
         console=text,
         console_dropped=console.dropped,
-        instructions=machine.instructions(),
-        virtual_seconds=machine.now_ns() / 1e9,
-        overhead_cycles=machine.overhead_cycles(),
-        overhead_seconds=machine.overhead_ns() / 1e9,
-        idle_seconds=machine.idle_ns / 1e9,
         wall_seconds=wall,
-        ledger=machine.ledger(),
+        **{field.name: getattr(whole, field.name) for field in dataclasses.fields(Part)},
         unpredictable=tuple(choice.name for choice in choices_reached(machine.unpredictable())),
     )
 
