@@ -138,6 +138,7 @@ def _add_machine(run: argparse.ArgumentParser) -> None:
         type=_number(1, 31),
         help="event counters of the core itself, a variant of it (default: the core's own number)",
     )
+    run.add_argument("--mhz", metavar="N", type=_number(1, 10_000), help="clock of the core (default: the core's own)")
     run.add_argument("--kernel", metavar="FILE", type=_file, help="boot linux with this kernel, not the fetched one")
     run.add_argument("--initrd", metavar="FILE", type=_file, help="initial RAM disk instead of GUEST's own")
     run.add_argument("--append", metavar="WORDS", default="", help="more words for the kernel command line")

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from pmuvisor.arch.cores import CoreError, core, with_event_counters
+from pmuvisor.arch.cores import CoreError, core, variant
 from pmuvisor.board.machine import Status
 from pmuvisor.lab import report
 from pmuvisor.lab.run import CONSOLE_LIMIT, SHOW_AT, Console, Request, Result, panic_of, run
@@ -128,12 +128,18 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped() -> None:
 
 @pytest.mark.parametrize("design", ["emulated", "partitioned", "lazy"])
 def test_a_core_can_have_as_many_event_counters_as_the_architecture_allows(design: str) -> None:
-    result = run(Request("demo", with_event_counters(core("neoverse-v2"), 31), design=design, counters=31))
+    result = run(Request("demo", variant(core("neoverse-v2"), event_counters=31), design=design, counters=31))
     assert "event counters 31," in result.console
     assert "all counts exact" in result.console
     assert (result.counters, result.host_counters) == (31, 31)
 
 
+def test_a_core_of_another_clock_takes_another_time_for_the_same_instructions() -> None:
+    slow, fast = (run(Request("demo", variant(core("max"), mhz=mhz))) for mhz in (500, 3000))
+    assert slow.instructions == fast.instructions
+    assert slow.virtual_seconds == pytest.approx(6 * fast.virtual_seconds, rel=1e-6)
+
+
 def test_a_core_cannot_have_more_event_counters_than_the_architecture_allows() -> None:
     with pytest.raises(CoreError, match="core neoverse-v2: event_counters 32: expected"):
-        with_event_counters(core("neoverse-v2"), 32)
+        variant(core("neoverse-v2"), event_counters=32)

@@ -126,13 +126,20 @@ class Core:
         return self.pmuver not in (NO_PMU, PMU_IMP_DEF)
 
 
-def with_event_counters(of: Core, number: int) -> Core:
-    """Return a variant of a core that has `number` event counters: some real cores leave it to who builds them.
+def variant(of: Core, *, event_counters: int | None = None, mhz: int | None = None) -> Core:
+    """Return a core with other figures where they are given: who builds a core, or clocks it, chooses some.
 
-    Raises CoreError for a number that the architecture does not have.
+    Raises CoreError for one that the architecture does not have.
     """
+    figures = {"event_counters": event_counters, "mhz": mhz}
     why = Source("a variant of the core that the user asked for", assumed=True)
-    return dataclasses.replace(of, event_counters=number, sources={**of.sources, "event_counters": why})
+    sources = {**of.sources, **{name: why for name, figure in figures.items() if figure is not None}}
+    return dataclasses.replace(
+        of,
+        event_counters=of.event_counters if event_counters is None else event_counters,
+        mhz=of.mhz if mhz is None else mhz,
+        sources=sources,
+    )
 
 
 # ---- what the file may say ----------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ from pmuvisor.kvm.vcpu import (
     implemented_counter_mask,
 )
 from pmuvisor.linux import arm_pmuv3, perf
-from pmuvisor.linux.host import ANY_CPU, Host, PerfEvent
+from pmuvisor.linux.host import ANY_CPU, STATE_INACTIVE, Host, PerfEvent
 
 PMCR_MASK = 0xFF
 """ARMV8_PMU_PMCR_MASK: what of PMCR_EL0 a guest writes, all of it stored but P and C."""
@@ -242,7 +242,7 @@ def enable_perf_event(host: Host, c: int, vm: Vm, vcpu: Vcpu, i: int, now: int) 
     if event.attached == 0 or (vm.design == FIXED_COUNTERS_ONLY and event.pmu != host.cpus[c].pmu):
         create_perf_event(host, c, vm, vcpu, i, now)
     else:
-        vcpu.perf_enabled += 1
+        vcpu.perf_enabled += int(event.state < STATE_INACTIVE)
         perf.perf_event_enable(host, number, now)
 
 
@@ -250,7 +250,7 @@ def disable_perf_event(host: Host, vcpu: Vcpu, i: int, now: int) -> None:
     """State kvm_pmc_disable_perf_event()."""
     number = event_of(vcpu, i)
     if host.events[number].attached == 1:
-        vcpu.perf_disabled += 1
+        vcpu.perf_disabled += int(host.events[number].state >= STATE_INACTIVE)
         perf.perf_event_disable(host, number, now)
 
 

@@ -118,7 +118,9 @@ class Vcpu:
     """Perf events created for the guest's counters."""
     perf_released: LedgerCount
     perf_enabled: LedgerCount
+    """How often one of them that was off was enabled; to enable one that is on is to do nothing."""
     perf_disabled: LedgerCount
+    """How often one of them that was on was disabled."""
     perf_read: LedgerCount
     perf_switched: LedgerCount
     """How often one of them was given a counter or had it taken: when the thread came or left, and when an event of its

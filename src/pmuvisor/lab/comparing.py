@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = terminal.request_of(arguments, designs[0])
     cpus = f"{request.vcpus} vCPU{'' if request.vcpus == 1 else 's'}"
     traps = "with" if request.fgt and request.core.fgt else "without"
-    of = f"{request.core.name}, {request.core.event_counters} event counters"
+    of = f"{request.core.name}, {request.core.event_counters} event counters, {request.core.mhz} MHz"
     what = shlex.join((request.guest, *(["--", *request.command] if request.command else [])))
     title = f"{what}\non {of}, {cpus}, {traps} fine-grained traps"
 
