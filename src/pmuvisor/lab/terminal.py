@@ -22,7 +22,7 @@ from pmuvisor.board.machine import Machine, Status
 from pmuvisor.lab import costs, guests, hosting_report, report
 from pmuvisor.lab.costs import CostTable
 from pmuvisor.lab.hosting import Hosting, HostingResult
-from pmuvisor.lab.run import END_OF_FILE, Request, RequestError, Result, command_runs
+from pmuvisor.lab.run import COMMAND_MEMORY, END_OF_FILE, Request, RequestError, Result, command_runs
 from pmuvisor.lab.run import run as run_guest
 from pmuvisor.lab.scenario import Scenario, load
 
@@ -57,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
 def request_of(arguments: argparse.Namespace, design: str) -> Request:
     """Return the run of a guest that the command line describes, under a design; nobody is at a command's terminal."""
     core = cores.variant(cores.core(arguments.core), event_counters=arguments.host_counters, mhz=arguments.mhz)
+    command = tuple(arguments.words or ())
+    memory = COMMAND_MEMORY if command else GUEST_MEMORY
     return Request(
         guest=arguments.guest,
         core=core,
