@@ -17,10 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pmuvisor import records
 from pmuvisor.arch import sysreg, traps
 from pmuvisor.arch.cores import Core, make_pe
-from pmuvisor.board import clock, gicv3, memmap, pl011, psci, timer
+from pmuvisor.board import clock, gicv3, memmap, pl011, psci, timer, vmm
 from pmuvisor.board.clock import Bill, Costs
 from pmuvisor.board.engine import Action, Engine, GuestMemory, Lane, Stop
 from pmuvisor.board.engine_dump import dump
@@ -30,9 +29,9 @@ from pmuvisor.board.lanes import COUNTED_EVENTS
 from pmuvisor.board.place import HostCpu, OwnCpu
 from pmuvisor.board.vpmu import VirtualPmu
 from pmuvisor.kvm import access as door
-from pmuvisor.kvm import partitioned, world
+from pmuvisor.kvm import partitioned
+from pmuvisor.kvm.uapi import System, boot
 from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, LAZY, PARTITIONED, Vm
-from pmuvisor.kvm.world import World
 
 SLICE = 50_000
 """Instructions that a vCPU runs before the next one's turn, where there are several."""
@@ -46,8 +45,6 @@ ALARM_PERIOD = 0.02
 """Seconds between two looks at whether the run is to end in the middle of a slice."""
 CONTROL_LIMIT = 4096
 """Bytes that are kept of what the guest sends through its second serial port, from their end."""
-KVM_PMUVER_LIMIT = sysreg.PMUV3P5
-"""The highest ID_AA64DFR0_EL1.PMUVer that KVM shows to a guest (kvm_arm_pmu_get_pmuver_limit)."""
 DFR0_DEBUG = 0x10305006
 """ID_AA64DFR0_EL1 without PMUVer: Armv8 debug, six breakpoints, four watchpoints, two context-aware; all inert."""
 
@@ -173,30 +170,15 @@ def own_cpus(config: Config, counted: Iterable[int] = COUNTED_EVENTS) -> Kvm:
 
     Raises CountError for a number of counters that the core cannot give.
     """
-    n = config.vcpus
-    events = n * (config.core.event_counters + 1)
-    sizes = {"cpus": n, "cpu_words": 1, "tasks": n, "events": events, "context_events": events, "vms": 1, "vcpus": n}
-    sizes |= {"filter_words": 0, "event_counters": config.core.event_counters, "counter_width": 64, "kinds": 0}
-    host = records.new(World, sizes)
-    set_up_vm(host.vms[0], config, config.core.pmuver)
-    for v in range(n):
-        world.boot_cpu(host.host.cpus[v], make_pe(config.core, counted), 0)
-        world.create_vcpu(host, v, 0, v, v * (config.core.event_counters + 1))
-        host.host.tasks[v].allowed[0] = 1 << v
-        host.host.tasks[v].cpu = v
-    return Kvm(host.vms[0], [OwnCpu(host, v) for v in range(n)])
-
-
-def set_up_vm(vm: Vm, config: Config, sanitised_pmuver: int) -> None:
-    """Make a VM of PMU 0 as `config` says, on a host whose CPUs all have PMUv3 `sanitised_pmuver`.
-
-    Raises CountError for a number of counters that the core cannot give.
-    """
-    vm.design = DESIGNS[config.design]
-    vm.use_fgt = int(config.fgt)
-    vm.nr_counters = config.guest_counters()
-    vm.pmuver = min(sanitised_pmuver, KVM_PMUVER_LIMIT)
-    vm.supported_pmus = 1
+    counters = config.guest_counters()
+    world = boot([config.core] * config.vcpus, counted=counted, vcpus=config.vcpus)
+    kvm = System(world, use_fgt=int(config.fgt))
+    vm = vmm.create_vm(kvm, config.vcpus, DESIGNS[config.design], counters)
+    vmm.create_irqchip(vm)
+    for v in range(config.vcpus):
+        world.host.tasks[v].allowed[0] = 1 << v
+        world.host.tasks[v].cpu = v
+    return Kvm(vm.record, [OwnCpu(world, v) for v in range(config.vcpus)])
 
 
 class Machine:
@@ -279,7 +261,10 @@ class Machine:
             engine.set_action(key, Action.CLOCK)
 
     def boot(self, image: Image, layout: Layout, dtb: bytes, initrd: bytes = b"") -> None:
-        """Put a guest into memory and turn CPU 0 on at its entry, with the device tree's address in X0."""
+        """Put a guest into memory and turn CPU 0 on at its entry, with the device tree's address in X0.
+
+        Its PMU is as KVM_ARM_VCPU_INIT, and whoever has written its registers since, have left it.
+        """
         for segment in image.segments:
             self.memory.write(segment.address, segment.data)
         if layout.initrd is not None:
@@ -293,7 +278,6 @@ class Machine:
         cpu.engine.start(entry, x0)
         cpu.all_code_stale = cpu.tlb_stale = cpu.waiting = False
         cpu.stale_code.clear()
-        cpu.pmu.reset()
         self._scheduled_in(cpu)
 
     # ---- the vCPU's thread ----------------------------------------------------------------------------------
@@ -513,6 +497,7 @@ class Machine:
             target = self._cpus[result.target]
             self.gic.reset_cpu_interface(target.number)
             self.timer.reset_cpu(target.number)
+            target.pmu.reset()
             self._turn_on(target, result.entry, result.context)
         engine.set_x(0, result.value)
         if result.action is psci.PsciAction.SUSPEND:

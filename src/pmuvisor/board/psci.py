@@ -100,6 +100,10 @@ class Psci:
         """Whether a CPU is on, that is, not off: one that is suspended is on."""
         return self._on[cpu]
 
+    def set_on(self, cpu: int, on: bool) -> None:
+        """Take from the owner whether a CPU is on, as KVM does from userspace (KVM_SET_MP_STATE)."""
+        self._on[cpu] = on
+
     def call(self, cpu: int, function_id: int, x1: int = 0, x2: int = 0, x3: int = 0) -> PsciResult:
         """Decide a call of CPU `cpu`: X0 held the function identifier, of which the low 32 bits count.
 

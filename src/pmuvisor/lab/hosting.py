@@ -23,10 +23,12 @@ from pmuvisor.arch.unpredictable import choices_reached
 from pmuvisor.board.clock import COUNTED_BY_KVM
 from pmuvisor.board.hosted import HostedMachine
 from pmuvisor.board.lanes import COUNTED_EVENTS
-from pmuvisor.board.machine import DESIGNS, KVM_PMUVER_LIMIT, Config, Kvm, Outcome, Status
+from pmuvisor.board.machine import DESIGNS, Config, Kvm, Outcome, Status
 from pmuvisor.board.place import HostCpu
+from pmuvisor.board.vmm import create_irqchip, create_vm
 from pmuvisor.kvm import timeline, world
 from pmuvisor.kvm.timeline import Timeline
+from pmuvisor.kvm.uapi import System
 from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, Vcpu, Vm
 from pmuvisor.lab import run
 from pmuvisor.lab.compiled_host import CompiledHost
@@ -239,8 +241,9 @@ class Hosting:
             t.due[entry] = NEVER
         for c, core in enumerate(s.host.cpus):
             self._set_up_cpu(c, core)
-        for number, vm in enumerate(self._vms):
-            self._set_up_vm(number, vm, show)
+        kvm = System(t.world, vcpu_events=self._pmcs)
+        for vm in self._vms:
+            self._set_up_vm(kvm, vm, show)
         for number, spec in enumerate(s.tasks):
             self._set_up_task(self._vcpus + number, spec.cpus, spec.activity)
         self._start_threads()
@@ -251,26 +254,20 @@ class Hosting:
         self.t.mhz[c] = core.mhz
         self.t.mux_at[c] = self.scenario.host.tick
 
-    def _set_up_vm(self, number: int, vm: _Vm, show: Callable[[str, bytes], None] | None) -> None:
+    def _set_up_vm(self, kvm: System, vm: _Vm, show: Callable[[str, bytes], None] | None) -> None:
+        """Do as the VM's VMM, whose thread is on a CPU of its core: a VM that runs anywhere has not asked for a PMU."""
         spec, of = vm.spec, self.t.world
-        guest = of.vms[number]
-        guest.design, guest.use_fgt, guest.nr_counters = DESIGNS[spec.design], int(spec.fgt), spec.counters
-        guest.pmuver = min(KVM_PMUVER_LIMIT, *(core.pmuver for core in self.scenario.host.cores))
-        guest.pmu = self.scenario.host.cores.index(spec.core)
-        guest.supported_pmus = self._supported_pmus(spec)
+        kvm.use_fgt = int(spec.fgt)
+        kvm.cpu = self.scenario.host.cpus.index(spec.core)
+        pmu = None if spec.runs_anywhere else kvm.probe_armpmu().type
+        made = create_vm(kvm, spec.vcpus, DESIGNS[spec.design], spec.counters, pmu)
         for v, cpus in zip(vm.threads(), spec.cpus, strict=True):
-            world.create_vcpu(of, v, number, v, v * self._pmcs)
             if spec.activity is not None:
                 self._program_guest(of.vcpus[v], spec.counters)
             self._set_up_task(v, cpus, spec.activity, v)
         if spec.activity is None:
-            self._set_up_machine(vm, guest, show)
-
-    def _supported_pmus(self, spec: VmSpec) -> int:
-        """Return the PMUs on whose CPUs a VM runs: its own, or all."""
-        if spec.runs_anywhere:
-            return (1 << len(self.scenario.host.cores)) - 1
-        return 1 << self.scenario.host.cores.index(spec.core)
+            create_irqchip(made)
+            self._set_up_machine(vm, made.record, show)
 
     @staticmethod
     def _program_guest(guest: Vcpu, counters: int) -> None:

@@ -25,6 +25,7 @@ from pmuvisor.kvm.uapi.run import Executor, Script
 from pmuvisor.kvm.uapi.vcpu import Vcpu
 from pmuvisor.kvm.uapi.vgic import Vgic
 from pmuvisor.kvm.uapi.vm import Vm, nr_events
+from pmuvisor.kvm.vcpu import reset_registers
 from pmuvisor.kvm.world import World
 from pmuvisor.linux import perf
 
@@ -88,7 +89,9 @@ class System:
 
     `reserved_host_counters` is the boot parameter arm_pmuv3.reserved_host_counters: how many event counters of each PMU
     no guest's partition gets; None where it was not given, which leaves no VM to be partitioned. `use_fgt` 0 makes the
-    host do without fine-grained traps.
+    host do without fine-grained traps, for the VMs that are created from then on. `vcpu_events` is how many perf events
+    the world has for each vCPU, in their order and before all others: one for each counter unless said otherwise, 0
+    where no VM is to be emulated.
     """
 
     def __init__(
@@ -98,11 +101,13 @@ class System:
         executor: Executor | None = None,
         reserved_host_counters: int | None = 0,
         use_fgt: int = 1,
+        vcpu_events: int | None = None,
     ) -> None:
         self.world = world
         self.executor: Executor = executor or Script()
         self.memory = UserMemory()
         self.use_fgt = use_fgt
+        self.vcpu_events = len(world.vcpus[0].evcntr) + 1 if vcpu_events is None else vcpu_events
         self.now = 0
         """The time in nanoseconds: an instruction takes one."""
         self.cpu = 0
@@ -249,11 +254,14 @@ class System:
     def create_vcpu(self, vcpu: Vcpu) -> None:
         """Tell the world whose vCPU it is. Its thread, and its perf events, have its number."""
         v = vcpu.number
-        worlds.create_vcpu(self.world, v, vcpu.vm.number, v, v * (len(vcpu.record.evcntr) + 1))
+        worlds.create_vcpu(self.world, v, vcpu.vm.number, v, v * self.vcpu_events)
 
     def reset_vcpu(self, vcpu: Vcpu) -> None:
         """Reset a vCPU's PMU (kvm_pmu_vcpu_reset(), kvm_reset_sys_regs())."""
-        worlds.vcpu_reset(self.world, self.cpu, vcpu.number, self.now)
+        if self.vcpu_events:
+            worlds.vcpu_reset(self.world, self.cpu, vcpu.number, self.now)
+        else:
+            reset_registers(self.world.host.cpus[self.cpu].pe.core, vcpu.vm.record, vcpu.record)
 
     def counter_value(self, vcpu: Vcpu, i: int) -> int:
         """State kvm_pmu_get_counter_value() of a vCPU that is not loaded; `i` may be CYCLE.
