@@ -24,13 +24,6 @@ SCENARIO = """
 duration = "1000s"
 [host]
 cpus = [{{core = "neoverse-n1", number = {cpus}}}]
-[[vm]]
-name = "vm"
-guest = "busy"
-vcpus = {vcpus}
-counters = 4
-burst = "1700us"
-pause = "900us"
 [[perf]]
 name = "counted"
 events = ["CPU_CYCLES", "INST_RETIRED", "CPU_CYCLES", "INST_RETIRED", "CPU_CYCLES", "INST_RETIRED"]
@@ -41,6 +34,17 @@ events = ["INST_RETIRED"]
 period = 1000003
 cpu = "0-{last}"
 """
+VM = """
+[[vm]]
+name = "vm{number}"
+guest = "busy"
+vcpus = {vcpus}
+counters = 4
+burst = "1700us"
+pause = "900us"
+"""
+VCPUS_OF_VM = 500
+"""vCPUs of a VM at most; KVM allows 512."""
 BY_CPUS = ((2, 4), (8, 16), (32, 64), (128, 256))
 BY_VCPUS = ((16, 10), (16, 100), (16, 1000))
 """CPUs and vCPUs of the hosts that are compared."""
@@ -128,11 +132,18 @@ def _points(options: Options, shapes: Shapes) -> list[Point]:
     return [Point(*shape, [_cost(shape, events, compiled=True) for _ in range(options.rounds)]) for shape in shapes]
 
 
+def _scenario(cpus: int, vcpus: int) -> str:
+    """Return the file of a host with so many CPUs and vCPUs."""
+    sizes = [min(VCPUS_OF_VM, vcpus - first) for first in range(0, vcpus, VCPUS_OF_VM)]
+    vms = (VM.format(number=number, vcpus=size) for number, size in enumerate(sizes))
+    return SCENARIO.format(cpus=cpus, last=cpus - 1) + "".join(vms)
+
+
 def _cost(shape: tuple[int, int], events: int, *, compiled: bool) -> float:
     """Return the ns of CPU time that an event takes, between the first time that progress is told and the last."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "host.toml"
-        path.write_text(SCENARIO.format(cpus=shape[0], last=shape[0] - 1, vcpus=shape[1]))
+        path.write_text(_scenario(*shape))
         hosting = Hosting(load(path), compiled=compiled)
     told: list[tuple[float, int]] = []
 

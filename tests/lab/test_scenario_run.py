@@ -16,7 +16,7 @@ from pmuvisor import cli
 COMMAND = [sys.executable, "-m", "pmuvisor.cli", "run"]
 DEMOS = """
 duration = "{duration}"
-host.cpus = ["max", "cortex-x1"]
+host.cpus = ["neoverse-n1", "cortex-x1"]
 [[vm]]
 name = "a"
 guest = "demo"
@@ -91,7 +91,9 @@ def test_a_terminal_is_told_how_far_it_is(demos: Path) -> None:
 
 
 def test_a_vcpu_that_cannot_enter_its_guest_is_a_failure(demos: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    demos.write_text(DEMOS.format(duration="5ms") + '[[vm]]\nname = "c"\nguest = "busy"\ncore = "max"\ncpus = "1"\n')
+    demos.write_text(
+        DEMOS.format(duration="5ms") + '[[vm]]\nname = "c"\nguest = "busy"\ncore = "neoverse-n1"\ncpus = "1"\n'
+    )
     assert cli.main(["run", str(demos)]) == 1
     assert "c: busy: fail-entry: vCPU 0 cannot run on CPU 1 (KVM_EXIT_FAIL_ENTRY" in capfd.readouterr().out
 

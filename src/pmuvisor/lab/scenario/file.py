@@ -40,6 +40,8 @@ def _scenario(path: Path, top: Table) -> Scenario:
     perf_tables = reading.tables(top, "perf", sessions.PERF)
     if not vm_tables and not task_tables:
         raise KeyProblem("vm", "missing", "at least one [[vm]] or [[task]]")
+    if vm_tables:
+        machines.check_guests_can_have_pmus(host)
     vms = tuple(machines.vm_of(table, host, path.parent) for table in vm_tables)
     made = [machines.tasks_of(table, host) for table in task_tables]
     tasks = tuple(task for several in made for task in several)

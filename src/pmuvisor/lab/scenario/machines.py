@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from pmuvisor.arch.cores import Core
+from pmuvisor.arch.cores import PMU_VERSIONS, Core
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED, SW_INCR
 from pmuvisor.board.fdt import MAX_BOOTARGS
 from pmuvisor.board.machine import DESIGNS, Config, CountError
+from pmuvisor.kvm.uapi.abi import VGIC_V3_MAX_CPUS
 from pmuvisor.lab import reading
 from pmuvisor.lab.guests import BUILTIN
 from pmuvisor.lab.reading import FLAG, MICROSECOND, MILLISECOND, SECOND, KeyProblem, Problem, Table
@@ -31,7 +32,7 @@ MAX_THREADS = 4096
 """Tasks and vCPUs."""
 MAX_ENGINES = 64
 """vCPUs of guests that have code: each has a CPU engine of its own."""
-MAX_VCPUS, MAX_BUSY_VCPUS, MAX_TASKS = 8, 1000, 1000
+MAX_VCPUS, MAX_BUSY_VCPUS, MAX_TASKS = 8, VGIC_V3_MAX_CPUS, 1000
 DEFAULT_RATES = {INST_RETIRED: MILLISECOND}
 """An instruction a nanosecond; rates are events in a millisecond."""
 
@@ -119,6 +120,17 @@ def _activity(table: Table, on: Sequence[Core]) -> Activity:
 
 
 # ---- VMs --------------------------------------------------------------------------------------------------
+
+
+def check_guests_can_have_pmus(host: HostSpec) -> None:
+    """Raise KeyProblem for a host on which KVM gives guests no PMU: its CPUs differ in PMUVer.
+
+    The kernel's sanitised ID_AA64DFR0_EL1.PMUVer is 0 there, and kvm_host_pmu_init() knows no PMU then.
+    """
+    for core in host.cores:
+        if core.pmuver != host.cpus[0].pmuver:
+            found = [f"{of.name} is {PMU_VERSIONS[of.pmuver]}" for of in (host.cpus[0], core)]
+            raise KeyProblem("host.cpus", ", ".join(found), "one version of the PMU, or KVM has none for VMs")
 
 
 def vm_of(table: Table, host: HostSpec, folder: Path) -> VmSpec:
