@@ -98,6 +98,8 @@ class HostedMachine(Machine):
     def run_vcpu(self, number: int, now: int, until: int) -> tuple[int, Outcome | None]:
         """Run a vCPU that is loaded from `now` on: until then, or until it waits, or another one is to be woken.
 
+        It comes back early where `interrupted` is set.
+
         Return the time that was reached, and how the guest ended, if it did.
         """
         cpu, pace = self._cpus[number], self._paces[number]
@@ -105,7 +107,7 @@ class HostedMachine(Machine):
         self._rate, self._now, self._running = pace.rate, now, cpu
         self._charge(cpu)
         outcome, end = None, until * pace.rate.per_ns
-        while outcome is None and self._now_units() < end and self.can_run(number):
+        while outcome is None and not self._is_to_end(None) and self._now_units() < end and self.can_run(number):
             outcome = self._slice(cpu, NEVER, end)
             if any(self.can_run(other.number) for other in asleep):
                 break
