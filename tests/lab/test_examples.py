@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,18 @@ def test_linux(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     kernel = result["host_perf"]["guest-kernel:INST_RETIRED"]
     assert (kernel["failed"], kernel["running"]) == (0, kernel["enabled"])
     assert 0 < kernel["count"] == kernel["true"] < guest["instructions"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "pmu", "counted"),
+    [
+        (["cortex-a76"] * 2, "SET_PMU 8: 6 event counters", "INST_RETIRED 4,500,000 expected 4,500,000 exact"),
+        (["cortex-a55", "cortex-x1"], "FIXED_COUNTERS_ONLY", "skipped INST_RETIRED"),
+    ],
+)
+def test_vmm(cores: list[str], pmu: str, counted: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert runpy.run_path(str(EXAMPLES / "vmm.py"))["main"](cores) == 1  # KVM_SYSTEM_EVENT_SHUTDOWN
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0] == f"PMU: {pmu}"
+    assert counted in "\n".join(lines)
+    assert lines[-1] == "demo: all counts exact"
