@@ -7,7 +7,7 @@ from errno import EINVAL
 import pytest
 
 from kvm.uapi_support import LITTLE, refused, system
-from pmuvisor.arch.cores import cores
+from pmuvisor.arch.cores import cores, variant
 from pmuvisor.board.machine import DESIGNS, Config, CountError, own_cpus
 from pmuvisor.board.vmm import create_irqchip, create_vm, pmu_attributes
 from pmuvisor.kvm.uapi import System, boot
@@ -15,6 +15,7 @@ from pmuvisor.kvm.uapi import abi as k
 from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY
 
 WITH_PMUV3 = [core for core in cores().values() if core.pmuv3]
+WITH_PMUV3 += [variant(cores()[name], event_counters=n) for name in ("max", "cortex-a76") for n in (0, 1, 31)]
 
 
 def test_designs_are_attributes_of_the_pmu() -> None:
@@ -49,7 +50,7 @@ def test_counters_that_a_run_refuses_are_those_that_the_ioctls_refuse(design: st
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_a_run_has_the_vm_that_its_options_say(design: str) -> None:
-    for core in WITH_PMUV3:
+    for core in WITH_PMUV3[:5]:
         vm = own_cpus(Config(core, vcpus=2, fgt=False, design=design)).vm
         counters = 0 if design == "fixed-counters-only" else core.event_counters - 2
         assert (vm.design, vm.nr_counters, vm.use_fgt) == (DESIGNS[design], counters, 0)
