@@ -12,6 +12,7 @@ import pytest
 from pmuvisor.arch.cores import Core, Source, core
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
 from pmuvisor.board.clock import PRICED
+from pmuvisor.board.machine import CountError
 from pmuvisor.lab import guests
 from pmuvisor.lab.costs import CostTable, Figure
 from pmuvisor.lab.hosting import Hosting, HostingResult
@@ -72,6 +73,12 @@ def test_a_session_of_a_vm_counts_on_its_threads_wherever_they_run() -> None:
     assert row.enabled == row.running == round(result.vms[0].run_seconds * 1e9) == 120 * MS
     # perf puts a thread's event on counter 0 before KVM comes and takes it: each load moves it.
     assert result.host["rescheduled"] == result.vms[0].ledger["loads"] == 40
+
+
+def test_counters_that_a_vms_design_cannot_have_are_refused() -> None:
+    # As of a VM that was emulated, when a scenario is compared: MDCR_EL2.HPMN cannot be 0 without FEAT_HPMN0.
+    with pytest.raises(CountError, match=r"^vm a, partitioned: counters 0: core neoverse-n1 can give a guest 1 to 6$"):
+        Hosting(scenario(MS, vms=(vm(counters=0),)))
 
 
 def test_a_session_that_opens_while_a_task_runs_does_not_keep_it_from_its_sleep() -> None:

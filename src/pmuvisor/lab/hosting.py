@@ -23,7 +23,7 @@ from pmuvisor.arch.unpredictable import choices_reached
 from pmuvisor.board.clock import COUNTED_BY_KVM
 from pmuvisor.board.hosted import HostedMachine
 from pmuvisor.board.lanes import COUNTED_EVENTS
-from pmuvisor.board.machine import DESIGNS, Config, Kvm, Outcome, Status
+from pmuvisor.board.machine import DESIGNS, Config, CountError, Kvm, Outcome, Status
 from pmuvisor.board.place import HostCpu
 from pmuvisor.board.vmm import create_irqchip, create_vm
 from pmuvisor.kvm import timeline, world
@@ -260,6 +260,7 @@ class Hosting:
         kvm.use_fgt = int(spec.fgt)
         kvm.cpu = self.scenario.host.cpus.index(spec.core)
         pmu = None if spec.runs_anywhere else kvm.probe_armpmu().type
+        _check_counters(spec)
         made = create_vm(kvm, spec.vcpus, DESIGNS[spec.design], spec.counters, pmu)
         for v, cpus in zip(vm.threads(), spec.cpus, strict=True):
             if spec.activity is not None:
@@ -652,6 +653,14 @@ class Hosting:
         if self.interrupted:
             return str(Status.EXIT), "interrupted"
         return "running", "the scenario's time was over"
+
+
+def _check_counters(spec: VmSpec) -> None:
+    """Raise CountError for what the ioctls would refuse: of the designs that a scenario is run under, some can."""
+    try:
+        Config(spec.core, counters=spec.counters, design=spec.design).guest_counters()
+    except CountError as error:
+        raise CountError(f"vm {spec.name}, {spec.design}: {error}") from None
 
 
 def _check_no_code(scenario: Scenario) -> None:
