@@ -1,4 +1,4 @@
-# make run    set up, run the built-in guest and, where apt can give it, the Linux guest
+# make run    set up; run the built-in guest, and where apt can give it Linux, with perf in it, under three designs
 # make test   set up, run the linters and the tests
 # make bench  set up, run the benchmarks
 PYTHON ?= python3
@@ -9,8 +9,9 @@ TESTERS ?= 2
 
 run: .venv/.run
 	$(BIN)/pmuvisor run demo
-	@if $(BIN)/pmuvisor guest fetch linux; then \
-		$(BIN)/pmuvisor run linux --smp 2; \
+	@if $(BIN)/pmuvisor guest fetch linux && $(BIN)/pmuvisor guest fetch perf; then \
+		$(BIN)/pmuvisor compare linux --mhz 3000 --designs emulated,partitioned,lazy \
+			--add examples/profile.sh -- sh profile.sh; \
 	else \
 		echo "make run: no Linux guest here (see above); any arm64 kernel will do: pmuvisor run linux --kernel FILE"; \
 	fi
