@@ -9,6 +9,7 @@ import pytest
 
 from pmuvisor import cli
 from pmuvisor.arch.cores import core
+from pmuvisor.board.machine import CountError
 from pmuvisor.lab import compare_report
 from pmuvisor.lab.compare import DesignRun, Difference, compare_guest, compare_scenario, differences, measured
 from pmuvisor.lab.costs import built_in
@@ -126,6 +127,16 @@ def test_a_scenarios_guests_count_what_happened_under_every_design(tmp_path: Pat
     assert lost.pop("fixed-counters-only") == 0
     assert all(ns for ns in lost.values())
     assert runs["partitioned"].ledger["rescheduled"] > 0 == runs["emulated"].ledger["rescheduled"]
+
+
+def test_a_vm_that_a_design_cannot_have_is_refused_before_any_has_run(tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    path.write_text(BESIDE_HOST.replace("counters = 4", 'counters = 0\ndesign = "emulated"'))
+    told: list[str] = []
+    line = "vm a, partitioned: counters 0: core neoverse-n1 can give a guest 1 to 6"
+    with pytest.raises(CountError, match=line):
+        compare_scenario(load(path), DESIGNS, progress=told.append)
+    assert told == []
 
 
 # ---- the command ------------------------------------------------------------------------------------------------

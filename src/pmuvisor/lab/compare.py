@@ -18,7 +18,7 @@ from pmuvisor.arch.cores import Core
 from pmuvisor.board.machine import DESIGNS, Config
 from pmuvisor.lab import run
 from pmuvisor.lab.costs import CostTable, built_in
-from pmuvisor.lab.hosting import Hosting, HostingResult
+from pmuvisor.lab.hosting import Hosting, HostingResult, check_counters
 from pmuvisor.lab.scenario import Scenario, VmSpec
 
 Progress = Callable[[str], None]
@@ -179,12 +179,18 @@ def compare_scenario(
     progress: Progress = lambda design: None,
     started: Callable[[Any], None] | None = None,
 ) -> list[DesignRun]:
-    """Run a scenario with all of its VMs under each of `designs`, as `compare_guest` does."""
+    """Run a scenario with all of its VMs under each of `designs`, as `compare_guest` does.
+
+    Raises CountError, before anything has run, for a VM that has other counters than one of the designs can give.
+    """
     done: list[DesignRun] = []
+    vms = {design: tuple(_vm_under(vm, design, scenario) for vm in scenario.vms) for design in designs}
+    for of_design in vms.values():
+        for vm in of_design:
+            check_counters(vm)
     for design in designs:
         progress(design)
-        vms = tuple(_vm_under(vm, design, scenario) for vm in scenario.vms)
-        hosting = Hosting(dataclasses.replace(scenario, vms=vms), costs=costs)
+        hosting = Hosting(dataclasses.replace(scenario, vms=vms[design]), costs=costs)
         if started is not None:
             started(hosting)
         result = hosting.run()

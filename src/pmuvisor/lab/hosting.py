@@ -260,7 +260,7 @@ class Hosting:
         kvm.use_fgt = int(spec.fgt)
         kvm.cpu = self.scenario.host.cpus.index(spec.core)
         pmu = None if spec.runs_anywhere else kvm.probe_armpmu().type
-        _check_counters(spec)
+        check_counters(spec)
         made = create_vm(kvm, spec.vcpus, DESIGNS[spec.design], spec.counters, pmu)
         for v, cpus in zip(vm.threads(), spec.cpus, strict=True):
             if spec.activity is not None:
@@ -655,7 +655,7 @@ class Hosting:
         return "running", "the scenario's time was over"
 
 
-def _check_counters(spec: VmSpec) -> None:
+def check_counters(spec: VmSpec) -> None:
     """Raise CountError for what the ioctls would refuse: of the designs that a scenario is run under, some can."""
     try:
         Config(spec.core, counters=spec.counters, design=spec.design).guest_counters()
