@@ -6,179 +6,17 @@ Expected counts are kept beside the model: what was executed where, by whom, and
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmuvisor import records
-from pmuvisor.arch import pmu, sysreg
-from pmuvisor.arch.cores import core, make_pe
+from kvm.machines import CYCLE, EL0, EL1, EL2, LD_RETIRED, Machine, saved_counts
+from pmuvisor.arch.cores import core
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
-from pmuvisor.kvm import access, world
-from pmuvisor.kvm.vcpu import PARTITIONED, Vcpu
 from pmuvisor.kvm.world import World
-from pmuvisor.linux import perf, sched
-from pmuvisor.linux.host import (
-    ANY_CPU,
-    NO_COUNTER,
-    NO_EVENT,
-    NO_TASK,
-    NO_VCPU,
-    STATE_ACTIVE,
-    STATE_ERROR,
-    STATE_INACTIVE,
-    TASK_RUNNABLE,
-    PerfEvent,
-)
-
-EL0, EL1, EL2 = 0, 1, 2
-CYCLE = 1 << 31
-LD_RETIRED = 0x06
-
-
-@dataclass
-class Machine:
-    """A world with a clock, and what its events and guests ought to have counted."""
-
-    cores: list[str]
-    vms: list[tuple[int, int]]
-    """Of each VM its event counters, and its number of vCPUs; all of it on PMU 0."""
-    host_tasks: int = 0
-    events: int = 0
-    now: int = 0
-    guest: list[dict[int, int]] = field(default_factory=list)
-    """By vCPU and event number, what its counters ought to show."""
-
-    def __post_init__(self) -> None:
-        kinds = sorted(set(self.cores), key=self.cores.index)
-        vcpus = sum(number for _, number in self.vms)
-        cores = [core(name) for name in self.cores]
-        sizes = {
-            "cpus": len(cores),
-            "cpu_words": 1,
-            "kinds": 0,
-            "tasks": vcpus + self.host_tasks,
-            "events": 40,
-            "context_events": 40,
-            "vms": len(self.vms),
-            "vcpus": vcpus,
-            "filter_words": 0,
-            "event_counters": max(c.event_counters for c in cores),
-            "counter_width": 64,
-        }
-        self.world = records.new(World, sizes, checked=True)
-        self.host = self.world.host
-        for c, of in enumerate(cores):
-            world.boot_cpu(self.host.cpus[c], make_pe(of, range(64)), kinds.index(self.cores[c]))
-        v = 0
-        for number, (counters, of_vm) in enumerate(self.vms):
-            vm = self.world.vms[number]
-            vm.design, vm.use_fgt, vm.nr_counters, vm.pmuver, vm.supported_pmus = PARTITIONED, 1, counters, 6, 1
-            for _ in range(of_vm):
-                self.world.vm_of[v] = number
-                self.world.vcpus[v].task, self.world.vcpus[v].pmcr = v, 1 << 6
-                v += 1
-        for number, task in enumerate(self.host.tasks):
-            task.preempt_notifier = number if number < vcpus else NO_VCPU
-            task.allowed[0] = (1 << len(cores)) - 1
-        self.guest = [dict.fromkeys((INST_RETIRED, CPU_CYCLES), 0) for _ in range(vcpus)]
-
-    # ---- host events ----
-
-    def open(self, **attributes: int) -> int:
-        number = self.events
-        event = self.host.events[number]
-        event.cpu, event.task, event.leader, event.next_sibling = ANY_CPU, NO_TASK, number, NO_EVENT
-        event.idx, event.state = NO_COUNTER, STATE_INACTIVE
-        for name, value in attributes.items():
-            setattr(event, name, value)
-        at = next(c for c, cpu in enumerate(self.host.cpus) if cpu.pmu == event.pmu)
-        assert perf.perf_event_open(self.host, at, number) == 0
-        perf.perf_install_in_context(self.host, number, self.now)
-        self.events += 1
-        return number
-
-    def close(self, number: int) -> None:
-        perf.perf_remove_from_context(self.host, number, self.now)
-
-    def event(self, number: int) -> PerfEvent:
-        perf.perf_event_read(self.host, number, self.now)
-        return self.host.events[number]
-
-    # ---- what runs ----
-
-    def wake(self, number: int) -> None:
-        self.host.tasks[number].state = TASK_RUNNABLE
-        sched.enqueue_task(self.host, 0, number)
-
-    def switch(self, c: int, sleep: bool = False) -> int:
-        """Take the task off CPU `c` and let the next one come; return that."""
-        if sleep and self.host.cpus[c].current != NO_TASK:
-            sched.go_to_sleep(self.host, c)
-        world.switch_out(self.world, c, self.now)
-        return world.switch_in(self.world, c, self.now)
-
-    def resident(self, c: int) -> int:
-        current = self.host.cpus[c].current
-        return NO_VCPU if current == NO_TASK else self.host.tasks[current].preempt_notifier
-
-    def execute(self, c: int, el: int, instructions: int) -> None:
-        """Instructions, and as many cycles, on CPU `c`: of the host at EL2 or EL0, or of the guest that is there."""
-        cpu, v = self.host.cpus[c], self.resident(c)
-        in_guest = v != NO_VCPU and el < EL2
-        if in_guest:
-            world.vcpu_enter(self.world, c, v, self.now)
-        for event in (INST_RETIRED, CPU_CYCLES):
-            pmu.pmu_event(cpu.pe, el, event, instructions)
-        pmu.increment_cycle_counter(cpu.pe, pmu.count_pmu_events(cpu.pe, el), instructions)
-        self._note(c, el, in_guest, instructions)
-        if in_guest:
-            world.vcpu_exit(self.world, c)
-        if pmu.check_for_pmu_overflow(cpu.pe):
-            world.handle_irq(self.world, c, v)
-        self.now += instructions
-
-    def _note(self, c: int, el: int, in_guest: bool, instructions: int) -> None:
-        if in_guest:
-            for counted in self.guest[self.resident(c)]:
-                self.guest[self.resident(c)][counted] += instructions
-        for event in self.host.events[: self.events]:
-            wanted = not (
-                (event.exclude_guest if in_guest else event.exclude_host)
-                or (event.exclude_user if el == EL0 else event.exclude_kernel)
-            )
-            of_this = event.cpu == c or (event.task != NO_TASK and event.task == self.host.cpus[c].current)
-            if event.attached and wanted and of_this and event.state == STATE_ACTIVE:
-                event.seen += instructions
-
-    def access(self, c: int, name: str, write: int, value: int = 0) -> int:
-        """The guest on CPU `c` reads or writes a PMU register at EL1."""
-        v = self.resident(c)
-        vcpu = self.world.vcpus[v]
-        world.vcpu_enter(self.world, c, v, self.now)
-        outcome = access.guest_access(self.world, c, v, EL1, sysreg.BY_NAME[name], write, value, self.now)
-        world.vcpu_exit(self.world, c)
-        assert outcome in (access.DIRECT, access.TRAPPED), (name, outcome)
-        return vcpu.value
-
-    def program_guest(self, c: int) -> None:
-        """Counter 0 counts instructions, the cycle counter cycles; both from now on."""
-        self.access(c, "PMEVTYPER0_EL0", 1, INST_RETIRED)
-        self.access(c, "PMCNTENSET_EL0", 1, 1 | CYCLE)
-        self.access(c, "PMCR_EL0", 1, 1 | 1 << 6)
-
-    def guest_counts(self, c: int) -> dict[int, int]:
-        return {
-            INST_RETIRED: self.access(c, "PMEVCNTR0_EL0", 0),
-            CPU_CYCLES: self.access(c, "PMCCNTR_EL0", 0),
-        }
-
-
-def saved_counts(vcpu: Vcpu) -> dict[int, int]:
-    return {INST_RETIRED: vcpu.evcntr[0], CPU_CYCLES: vcpu.ccntr}
-
+from pmuvisor.linux import perf
+from pmuvisor.linux.host import NO_COUNTER, NO_VCPU, STATE_ACTIVE, STATE_ERROR, STATE_INACTIVE
 
 # ---- what a load takes, and a put gives back ------------------------------------------------------------------
 
@@ -338,7 +176,7 @@ def test_guest_and_host_counts_are_exact_whatever_the_scheduler_does(seed: int, 
                 programmed.add(v)
         elif what < 0.8:
             levels = [EL0, EL1, EL2] if m.resident(c) != NO_VCPU else [EL0, EL2]
-            m.execute(c, rng.choice(levels), rng.randrange(1, 5000))
+            m.execute_late(c, rng.choice(levels), rng.randrange(1, 5000))
         elif what < 0.9 and m.events < 20:
             attributes = {"cpu": c} if rng.random() < 0.6 else {"task": rng.randrange(5)}
             attributes |= {name: rng.randrange(2) for name in ("exclude_user", "exclude_kernel")}
