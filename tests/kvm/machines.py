@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pmuvisor import records
 from pmuvisor.arch import pmu, sysreg
 from pmuvisor.arch.cores import core, make_pe
-from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
+from pmuvisor.arch.events import CHAIN, CPU_CYCLES, INST_RETIRED
 from pmuvisor.kvm import access, emulated, world
 from pmuvisor.kvm.vcpu import PARTITIONED, Vcpu
 from pmuvisor.kvm.world import World
@@ -150,10 +150,18 @@ class Machine:
             if self._guest_on(c, el):
                 world.vcpu_enter(self.world, c, self.resident(c), self.now)
             counting = pmu.count_pmu_events(cpu.pe, el) & cpu.pe.inten
-            rooms = [pmu.counter_room(cpu.pe, i) for i in range(33) if counting >> i & 1]
+            rooms = [self._room(cpu.pe, i) for i in range(33) if counting >> i & 1]
             amount = min([instructions, *rooms])
             self._piece(c, el, amount)
             instructions -= amount
+
+    @staticmethod
+    def _room(pe: pmu.Pe, i: int) -> int:
+        """Return after how many events of its own, or of the lower neighbour that it chains, a counter overflows."""
+        room = pmu.counter_room(pe, i)
+        if i < 31 and pe.evtyper[i] & 0xFFFF == CHAIN:
+            return ((room - 1) << 32) + pmu.counter_room(pe, i - 1)
+        return room
 
     def execute_late(self, c: int, el: int, instructions: int) -> None:
         """As `execute`, but an interrupt comes only after all of it."""
