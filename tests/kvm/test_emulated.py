@@ -13,7 +13,7 @@ from pmuvisor.arch.events import CHAIN, CPU_CYCLES, INST_RETIRED, SW_INCR
 from pmuvisor.arch.sysreg import PMU_KEYS, name_of
 from pmuvisor.kvm import access, emulated, world
 from pmuvisor.kvm.vcpu import EMULATED, UNKNOWN
-from pmuvisor.linux.host import STATE_ACTIVE, STATE_ERROR, STATE_INACTIVE, STATE_OFF
+from pmuvisor.linux.host import NO_TASK, STATE_ACTIVE, STATE_ERROR, STATE_INACTIVE, STATE_OFF
 
 P1_HOST, P5_HOST = "neoverse-n1", "neoverse-n2"  # six event counters each, of 32 and of 64 bits
 P4, P5 = 5, 6
@@ -564,6 +564,25 @@ def test_an_overflow_is_reported_where_the_vcpu_has_migrated_to() -> None:
     assert m.irq_level(1) == 0
     m.execute(1, EL1, 1)
     assert (m.irq_level(1), m.read("PMOVSSET_EL0", 1)) == (1, 1)
+
+
+def test_a_host_event_that_is_opened_while_a_vcpu_is_loaded_goes_on_when_it_is_put() -> None:
+    m = machine()
+    event = m.open(cpu=0, config=INST_RETIRED)
+    m.execute(0, EL1, 100)
+    m.switch(0, sleep=True)
+    assert m.host.cpus[0].current == NO_TASK
+    m.execute(0, EL2, 10)
+    assert m.event(event).count == m.event(event).seen == 110
+
+
+def test_with_no_event_left_the_host_s_pmu_stops_whenever_the_vcpu_is_put() -> None:
+    m = Machine([P5_HOST], [(4, 1)], design=EMULATED)
+    event = m.open(cpu=0, config=INST_RETIRED)
+    m.run(0)
+    m.close(event)
+    m.switch(0, sleep=True)
+    assert m.host.cpus[0].pe.pmcr & E == 0
 
 
 # ---- the ledger -------------------------------------------------------------------------------------------

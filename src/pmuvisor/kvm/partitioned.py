@@ -266,10 +266,13 @@ def load_registers(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
 
 
 def vcpu_put(pe: Pe, host: HostContext, vm: Vm, vcpu: Vcpu) -> None:
-    """State kvm_vcpu_put_pmu(): keep the guest's registers, leave its counters idle and the host's state restored."""
+    """State kvm_vcpu_put_pmu(): keep the guest's registers, leave its counters idle and the host's state restored.
+
+    PMCR_EL0 was the host's all the time where the vCPU was FREE, for its driver to start and stop: it stays as it is.
+    """
     if vcpu.residency == GUEST_OWNED:
         save_registers(pe, vm, vcpu)
-    pe.pmcr = host.pmcr
+        pe.pmcr = host.pmcr
     pe.selr = host.selr
     pe.userenr = host.userenr
     pe.mdcr_el2 = host.mdcr_el2
