@@ -199,6 +199,21 @@ def test_a_denied_event_has_no_perf_event_and_its_counter_stands() -> None:
     assert m.event_of(0, 0).attached == 1
 
 
+def test_pmceid_shows_chain_and_sw_incr_always_hides_stall_slots_and_what_is_denied() -> None:
+    """kvm_pmu_get_pmceid(): "always support SW_INCR" and CHAIN; PMMIR_EL1 is RAZ and so no STALL_SLOT*."""
+    m = machine()
+    core = m.host.cpus[0].pe.core
+    core.pmceid0, core.pmceid1 = 0x3_0002_0100, 0x1_FFFF_FFFF
+    assert m.read("PMCEID0_EL0") == 0x3_4002_0101  # CHAIN is 0x1e, SW_INCR 0
+    assert m.read("PMCEID1_EL0") == 0x1_1FFF_FFFF  # STALL_SLOT_BACKEND, _FRONTEND and STALL_SLOT are 0x3d to 0x3f
+    assert m.read("PMMIR_EL1") == 0
+    m = machine(denied=[0x08, 0x1E, 0x21, 0x4001])
+    core = m.host.cpus[0].pe.core
+    core.pmceid0, core.pmceid1 = 0x3_4002_0101, 0x1_FFFF_FFFF
+    assert m.read("PMCEID0_EL0") == 0x1_0002_0001
+    assert m.read("PMCEID1_EL0") == 0x1_1FFF_FFFD
+
+
 def test_software_increments_and_chains_count_whatever_the_filter_says() -> None:
     """kvm_pmu_counter_increment() asks no filter, neither the VM's event filter nor P and U."""
     m = machine(P1_HOST, denied=[SW_INCR, CHAIN])

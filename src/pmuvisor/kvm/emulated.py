@@ -439,14 +439,15 @@ def read_pmcr(vm: Vm, vcpu: Vcpu) -> int:
 
 
 def get_pmceid(pe: Pe, vm: Vm, which: int) -> int:
-    """State kvm_pmu_get_pmceid(): the host's, with CHAIN, without STALL_SLOT*, and without what the filter denies.
+    """State kvm_pmu_get_pmceid(): the host's, with SW_INCR and CHAIN, without STALL_SLOT*, and without what the filter denies.
 
     `fixed-counters-only` has none.
     """
     if vm.design == FIXED_COUNTERS_ONLY:
         return 0
     if which == 0:
-        return (pmu.pmceid(pe, pe.core.pmceid0) | (1 << CHAIN)) & filters.allowed_pmceid(vm, 0)
+        mine = (1 << SW_INCR) | (1 << CHAIN)
+        return (pmu.pmceid(pe, pe.core.pmceid0) | mine) & filters.allowed_pmceid(vm, 0)
     slots = (1 << (STALL_SLOT & 31)) | (1 << (STALL_SLOT_BACKEND & 31)) | (1 << (STALL_SLOT_FRONTEND & 31))
     return pmu.pmceid(pe, pe.core.pmceid1) & ~slots & filters.allowed_pmceid(vm, 1)
 
