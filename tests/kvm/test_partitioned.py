@@ -15,8 +15,8 @@ from pmuvisor.arch import pmu
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.kvm import filters, partitioned
 from pmuvisor.kvm import vcpu as life
-from pmuvisor.kvm.partitioned import flush_hwstate, handle_irq, setup_mdcr_el2, vcpu_load, vcpu_put
-from pmuvisor.kvm.vcpu import Vcpu, Vm
+from pmuvisor.kvm.partitioned import flush_hwstate, handle_irq, vcpu_load, vcpu_put
+from pmuvisor.kvm.vcpu import EMULATED, PARTITIONED, Vcpu, Vm
 
 SEEDS = st.integers(0, 2**64 - 1)
 P, U, NSK, NSU, NSH = 1 << 31, 1 << 30, 1 << 29, 1 << 28, 1 << 27
@@ -57,10 +57,10 @@ def test_mdcr_el2_of_a_loaded_vcpu(pmuver: int, fgt: int, supported: int, mdcr: 
 
 def test_mdcr_el2_of_a_vm_with_no_counters_or_another_design() -> None:
     pe = make_pe(6, P5, hpmn0=1)
-    assert setup_mdcr_el2(pe, make_vm(0), make_vcpu(pe)) == 0x8A4C80
-    vm = make_vm(4)
-    vm.design = 0
-    assert setup_mdcr_el2(pe, vm, make_vcpu(pe)) == 0x084CE6
+    for vm, mdcr in ((make_vm(0), 0x8A4C80), (make_vm(4), 0x084CE6)):
+        vm.design = EMULATED if vm.nr_counters else PARTITIONED
+        vcpu_load(pe, make_host(), vm, make_vcpu(pe), 1)
+        assert pe.mdcr_el2 == mdcr
 
 
 @pytest.mark.parametrize(
