@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,20 +19,15 @@ from kvm.support import (
     make_world,
     random_host,
     random_vcpu,
-    world_sizes,
 )
 from pmuvisor import records
 from pmuvisor.arch import pmu, sysreg
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.sysreg import BY_NAME, PMU_KEYS, name_of, pmevcntr, pmevtyper
-from pmuvisor.check.compiled import compiled
 from pmuvisor.kvm import partitioned
 from pmuvisor.kvm import vcpu as life
-from pmuvisor.kvm import world as worlds
-from pmuvisor.kvm.access import AGAIN, DIRECT, TO_EL1, TRAPPED, TRAPPED_UNDEFINED, UNDEFINED, guest_access
+from pmuvisor.kvm.access import DIRECT, TO_EL1, TRAPPED, TRAPPED_UNDEFINED, UNDEFINED, guest_access
 from pmuvisor.kvm.vcpu import Vcpu, Vm
-from pmuvisor.kvm.world import World
-from pmuvisor.linux import arm_pmuv3
 
 SEEDS = st.integers(0, 2**64 - 1)
 EL0, EL1 = 0, 1
@@ -327,45 +321,6 @@ def test_the_ledger_counts_direct_and_trapped_accesses() -> None:
         assert guest.access(EL1, pmevcntr(5), READ) == TRAPPED_UNDEFINED
         assert guest.access(EL1, pmevcntr(6), READ) == UNDEFINED
         assert (guest.vcpu.direct, guest.vcpu.trapped) == (direct, trapped)
-
-
-# ---- the compiled reading -------------------------------------------------------------------------------------------
-
-
-def round_trip(world: World, el: int, key: int, write: int, value: int) -> int:
-    """Load, make one access, let the host's interrupt handlers run, put: all of a design's functions."""
-    worlds.vcpu_load(world, 0, 0, 0)
-    worlds.vcpu_enter(world, 0, 0, 0)
-    outcome = guest_access(world, 0, 0, el, key, write, value, 0)
-    if outcome == AGAIN:
-        outcome = guest_access(world, 0, 0, el, key, write, value, 0)
-    worlds.vcpu_exit(world, 0)
-    samples = worlds.handle_irq(world, 0, 0)
-    worlds.vcpu_put(world, 0, 0, 0)
-    return outcome | (samples << 8)
-
-
-def test_cpython_and_numba_agree_on_guest_accesses_under_every_design() -> None:
-    fast = compiled(round_trip, boundscheck=True, also=(f"{__name__}.",))
-    rng = random.Random(3)
-    for number in range(400):
-        pe = make_pe(**random_core(rng, 6))
-        vm = make_vm(rng.randrange(1, 7), use_fgt=rng.getrandbits(1), denied=[INST_RETIRED])
-        vm.design, vm.pmuver = number & 3, min(pe.core.pmuver, 6)
-        random_host(rng, pe, vm)
-        sizes = world_sizes(pe, vm)
-        world = make_world(pe, vm, random_vcpu(rng, pe, vm))
-        arm_pmuv3.reset(world.host.cpus[0])
-        world.vcpus[0].reload_pmu = 1
-        row = np.zeros(1, records.layout(World, sizes))
-        records.store(world, row, sizes)
-        el, key, write, value = random_guest_access(rng)
-        outcome = round_trip(world, el, key, write, value)
-        signed = value - (1 << 64) if value >> 63 else value
-        assert int(fast(row[0], el, key, write, signed)) == outcome
-        back = records.new(World, sizes)
-        records.load(back, row, sizes)
-        assert back == world, (vm.design, name_of(key), write)
 
 
 def test_every_field_of_a_vcpu_is_compared_here_or_is_about_the_host() -> None:

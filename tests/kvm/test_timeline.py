@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvm.timelines import KINDS, MS, Lab
-from pmuvisor import records
 from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
-from pmuvisor.check.compiled import compiled
 from pmuvisor.kvm import timeline, world
-from pmuvisor.kvm.timeline import Timeline
 
 N1 = "neoverse-n1"  # six event counters, 2500 MHz
 
@@ -222,23 +218,3 @@ def test_looking_at_it_in_between_changes_nothing_that_is_counted(seed: int, loo
         a, b = once.event(n), often.event(n)
         assert (a.count, a.total_time_running, a.samples) == (b.count, b.total_time_running, b.samples)
     assert list(once.t.executed) == list(often.t.executed)
-
-
-def test_the_compiled_reading_goes_through_the_same_states() -> None:
-    run = compiled(timeline.run_until)
-    lab = Lab([N1, N1], vcpus=3, programs=2, guest_counters=4)
-    for number in range(5):
-        lab.task(number, on=0b11, ipms=700_000 + 1000 * number, user=650, burst=900_000 * (number % 3), pause=400_000)
-    for number in range(12):
-        where = {"cpu": number % 2} if number % 3 else {"task": number % 5}
-        period = 400_000 * (number % 4 == 0)
-        lab.open(KINDS[number % 3], sample_period=period, exclude_guest=number % 2, **where)
-    row = np.zeros(1, records.layout(Timeline, lab.sizes))
-    records.store(lab.t, row, lab.sizes)
-    back = records.new(Timeline, lab.sizes)
-    for ms in (1, 7, 30, 100):
-        lab.run(ms)
-        run(row[0], ms * MS)
-        records.load(back, row, lab.sizes)
-        assert back == lab.t
-    assert lab.t.happenings > 200

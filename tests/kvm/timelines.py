@@ -28,6 +28,7 @@ class Lab:
     guest_counters: int = 3
     design: int = PARTITIONED
     events: int = 24
+    filter_words: int = 0
     slice_ms: int = 3
     mux_ms: int = 4
     t: Timeline = field(init=False)
@@ -43,7 +44,7 @@ class Lab:
             "context_events": self.events + counters + 1,
             "vms": 1,
             "vcpus": max(1, self.vcpus),
-            "filter_words": 0,
+            "filter_words": self.filter_words,
         }
         self.sizes |= {"event_counters": counters, "counter_width": 64, "kinds": len(KINDS), "entries": cpus + tasks}
         self.sizes |= {"executed": max(1, self.vcpus) * len(KINDS)}

@@ -48,14 +48,19 @@ def make_host(
 ) -> Host:
     """Return a host whose driver has been probed: `n` counters per CPU, all idle; `pmus` are the PMUs of its CPUs."""
     host = records.new(Host, sizes_of(cpus, tasks, events, n), checked=True)
-    numbers = list(pmus) or [0] * cpus
+    probe(host, n, pmuver, pmus, **core)
+    return host
+
+
+def probe(host: Host, n: int, pmuver: int, pmus: Iterable[int] = (), **core: int) -> None:
+    """Give the CPUs of a new host their PEs, of `n` counters, and let the driver find them."""
+    numbers = list(pmus) or [0] * len(host.cpus)
     for c, cpu in enumerate(host.cpus):
         records.assign(cpu.pe, make_bare_pe(n, pmuver, checked=0, **core))
         cpu.pe.tge = 1
         cpu.pmu = numbers[c]
         cpu.current = NO_TASK
         arm_pmuv3.reset(cpu)
-    return host
 
 
 def probed_cpu(n: int, pmuver: int, icntr: int) -> Cpu:

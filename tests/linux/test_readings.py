@@ -1,135 +1,17 @@
-"""The host in its three readings: CPython and numba go through the same states, Z3 proves what holds of all."""
+"""The host in its symbolic reading: what holds of every event. The compiled one is held in tests/kvm."""
 
 from __future__ import annotations
 
-import random
-from functools import cache
 from typing import Any
 
-import numpy as np
 import pytest
 import z3
 
 from arch.support import P1, P5, P9
-from linux.support import fill, make_host, probed_cpu, sizes_of
-from pmuvisor import records
-from pmuvisor.arch import pmu
-from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
-from pmuvisor.check.compiled import compiled
+from linux.support import probed_cpu
 from pmuvisor.check.symbolic import Int, paths, symbolic, word
-from pmuvisor.linux import arm_pmuv3, perf
-from pmuvisor.linux.host import ANY_CPU, NO_COUNTER, NO_TASK, STATE_INACTIVE, STATE_OFF, Host, PerfEvent
-
-CPUS, TASKS, EVENTS = 2, 2, 12
-OPEN, CLOSE, ENABLE, DISABLE, READ, ROTATE, SWITCH, RESCHED_UPDATE, HAPPEN = range(9)
-
-
-def operate(host: Host, operation: int, c: int, number: int, value: int, now: int) -> int:
-    """Do one of the things that can happen to a host; `value` is a CPU's mask, a task or an amount."""
-    cpu = host.cpus[c]
-    if operation == OPEN:
-        result = perf.perf_event_open(host, c, number)
-        if result == 0:
-            perf.perf_install_in_context(host, number, now)
-        return result
-    if operation == CLOSE:
-        perf.perf_remove_from_context(host, number, now)
-    elif operation == ENABLE:
-        perf.perf_event_enable(host, number, now)
-    elif operation == DISABLE:
-        perf.perf_event_disable(host, number, now)
-    elif operation == READ:
-        perf.perf_event_read(host, number, now)
-    elif operation == ROTATE:
-        return perf.perf_rotate_context(host, c, now)
-    elif operation == RESCHED_UPDATE:
-        perf.perf_pmu_resched_update(host, c, value, now)
-    elif operation == SWITCH:
-        if cpu.current != NO_TASK:
-            perf.perf_event_task_sched_out(host, c, now)
-        if value != NO_TASK:
-            host.tasks[value].cpu = c
-            perf.perf_event_task_sched_in(host, c, value, now)
-    elif operation == HAPPEN:
-        pmu.increment_cycle_counter(cpu.pe, pmu.count_pmu_events(cpu.pe, number), value)
-        pmu.pmu_event(cpu.pe, number, INST_RETIRED, value)
-        if pmu.check_for_pmu_overflow(cpu.pe) == 1:
-            return arm_pmuv3.handle_irq(host, c, arm_pmuv3.getreset_flags(cpu))
-    return 0
-
-
-def random_event(rng: random.Random, host: Host, number: int) -> None:
-    """Fill in an event to be opened, of a CPU or a task, mostly in a group that it can be in."""
-    of_cpu, of_task = {"cpu": rng.randrange(CPUS)}, {"cpu": ANY_CPU, "task": rng.randrange(TASKS)}
-    attributes: dict[str, int] = rng.choice([of_cpu, of_task])
-    leaders = [i for i, event in enumerate(host.events) if event.attached and event.leader == i]
-    if leaders and rng.random() < 0.4:
-        leader = host.events[rng.choice(leaders)]
-        attributes = {"leader": leader.leader, "cpu": leader.cpu, "task": leader.task, "pmu": leader.pmu}
-    else:
-        attributes["pmu"] = host.cpus[attributes["cpu"]].pmu if "task" not in attributes else rng.randrange(2)
-        attributes["pinned"] = int(rng.random() < 0.3)
-    zeros = {"count": 0, "period_left": 0, "samples": 0, "total_time_enabled": 0, "total_time_running": 0, "pinned": 0}
-    others = {
-        "config": rng.choice([INST_RETIRED, INST_RETIRED, CPU_CYCLES, BR_RETIRED]),
-        "long": int(rng.random() < 0.3),
-        "state": rng.choice([STATE_OFF, STATE_INACTIVE, STATE_INACTIVE]),
-        "sample_period": rng.choice([0, 1, 1000, (1 << 31) - 1, 1 << 40]),
-        "exclude_user": rng.getrandbits(1),
-    }
-    fill(host.events[number], number, **(zeros | {"task": NO_TASK, "pmu": 0} | others | attributes))
-
-
-def random_operation(rng: random.Random, host: Host) -> tuple[int, int, int, int]:
-    attached = [i for i, event in enumerate(host.events) if event.attached]
-    free = [i for i in range(EVENTS) if i not in attached]
-    operation = rng.choice([*range(9), OPEN, ROTATE, HAPPEN])
-    c, number, value = rng.randrange(CPUS), 0, 0
-    if operation in (CLOSE, ENABLE, DISABLE, READ):
-        if not attached:
-            return ROTATE, c, 0, 0
-        number = rng.choice(attached)
-    elif operation == OPEN:
-        if not free:
-            return ROTATE, c, 0, 0
-        number = rng.choice(free)
-        random_event(rng, host, number)
-        c = next(c for c in range(CPUS) if host.cpus[c].pmu == host.events[number].pmu)
-    elif operation == SWITCH:
-        running = [cpu.current for cpu in host.cpus]
-        value = rng.choice([NO_TASK, *(task for task in range(TASKS) if task not in running)])
-    elif operation == RESCHED_UPDATE:
-        value = rng.getrandbits(6) | rng.getrandbits(1) << 31
-    elif operation == HAPPEN:
-        number = rng.choice([0, 2])
-        value = rng.choice([1, 999, 1 << 20, (1 << 31) - 1])
-    return operation, c, number, value
-
-
-@cache
-def compiled_operate() -> Any:
-    return compiled(operate, boundscheck=True, also=(f"{__name__}.",))
-
-
-@pytest.mark.parametrize("pmuver", [P1, P5])
-def test_cpython_and_numba_go_through_the_same_states(pmuver: int) -> None:
-    fast = compiled_operate()
-    sizes = sizes_of(CPUS, TASKS, EVENTS)
-    row = np.zeros(1, records.layout(Host, sizes))
-    back = records.new(Host, sizes)
-    for seed in range(12):
-        rng = random.Random(seed)
-        host = make_host(CPUS, TASKS, EVENTS, pmuver=pmuver, pmus=[0, 1])
-        now = 0
-        for _ in range(100):
-            operation, c, number, value = random_operation(rng, host)
-            records.store(host, row, sizes)
-            now += rng.randrange(5_000_000)
-            expected = operate(host, operation, c, number, value, now)
-            assert fast(row[0], operation, c, number, value, now) == expected
-            records.load(back, row, sizes)
-            assert back == host, (seed, operation, c, number, value)
-
+from pmuvisor.linux import arm_pmuv3
+from pmuvisor.linux.host import NO_COUNTER, PerfEvent
 
 # ---- what holds of every event ----------------------------------------------------------------------------
 
