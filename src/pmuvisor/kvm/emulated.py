@@ -416,11 +416,11 @@ def trapped_read(host: Host, c: int, vm: Vm, vcpu: Vcpu, el: int, key: int, now:
     elif key in (PMOVSSET_EL0, PMOVSCLR_EL0):
         vcpu.value = vcpu.ovs
     else:
-        vcpu.value = read_single(host.cpus[c].pe, vm, vcpu, key)
+        vcpu.value = read_single(host, vm, vcpu, key)
     return DONE
 
 
-def read_single(pe: Pe, vm: Vm, vcpu: Vcpu, key: int) -> int:
+def read_single(host: Host, vm: Vm, vcpu: Vcpu, key: int) -> int:
     """Return a register that is no set of counters and belongs to no single counter. PMMIR_EL1 is RAZ."""
     if key == PMCR_EL0:
         return read_pmcr(vm, vcpu)
@@ -429,8 +429,18 @@ def read_single(pe: Pe, vm: Vm, vcpu: Vcpu, key: int) -> int:
     if key == PMUSERENR_EL0:
         return vcpu.userenr
     if key in (PMCEID0_EL0, PMCEID1_EL0):
-        return get_pmceid(pe, vm, key - PMCEID0_EL0)
+        return get_pmceid(host.cpus[cpu_of_pmu(host, vm.pmu)].pe, vm, key - PMCEID0_EL0)
     return 0
+
+
+def cpu_of_pmu(host: Host, number: int) -> int:
+    """Return the first CPU of one of the host's PMUs; 0 where it has none."""
+    found = 0
+    for c in range(len(host.cpus)):
+        if host.cpus[c].pmu == number:
+            found = c
+            break
+    return found
 
 
 def read_pmcr(vm: Vm, vcpu: Vcpu) -> int:
@@ -439,9 +449,9 @@ def read_pmcr(vm: Vm, vcpu: Vcpu) -> int:
 
 
 def get_pmceid(pe: Pe, vm: Vm, which: int) -> int:
-    """State kvm_pmu_get_pmceid(): the host's, with SW_INCR and CHAIN, without STALL_SLOT*, and without what the filter denies.
+    """State kvm_pmu_get_pmceid(): the host's, with SW_INCR and CHAIN, without STALL_SLOT* and what the filter denies.
 
-    `fixed-counters-only` has none.
+    `pe` is one of the VM's PMU, wherever the vCPU is. `fixed-counters-only` has none.
     """
     if vm.design == FIXED_COUNTERS_ONLY:
         return 0
