@@ -88,6 +88,18 @@ def test_sampling_interrupts_after_each_period() -> None:
     assert lab.event(event).count == 10_000_000
 
 
+@pytest.mark.parametrize(("kind", "config"), [(N1, INST_RETIRED), ("neoverse-n2", INST_RETIRED), (N1, CPU_CYCLES)])
+def test_sampling_with_64_bits_interrupts_after_each_period(kind: str, config: int) -> None:
+    # A Neoverse N1's counters are short: two of them are chained, but for the cycle counter.
+    lab = Lab([kind], programs=1)
+    lab.open(CPU_CYCLES, cpu=0, pinned=1, sample_period=1_000_000)  # has the cycle counter
+    event = lab.open(config, cpu=0, long=1, sample_period=300_000)
+    lab.task(0, on=1)
+    lab.run(10)
+    done = 10_000_000 if config == INST_RETIRED else 25_000_000
+    assert (lab.event(event).count, lab.event(event).samples) == (done, done // 300_000)
+
+
 # ---- multiplexing, by hand -------------------------------------------------------------------------------------
 
 

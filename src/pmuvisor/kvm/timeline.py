@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from pmuvisor.arch import pmu
-from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
+from pmuvisor.arch.events import CHAIN, CPU_CYCLES, INST_RETIRED
 from pmuvisor.arch.sysreg import CYCLE, INSTRUCTION
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.world import World
@@ -20,6 +20,10 @@ from pmuvisor.linux.host import NO_TASK, NO_VCPU, TASK_SLEEPING
 from pmuvisor.records import U16, U62, Each, LedgerCount, record
 
 EL0, EL1, EL2 = 0, 1, 2
+FAR = 1 << 40
+"""So many events do not happen in a run."""
+FAR_OVERFLOWS = FAR >> 32
+"""So many overflows of a counter of 32 bits."""
 
 
 @record
@@ -181,13 +185,14 @@ def time_to_overflow(t: Timeline, c: int, i: int) -> int:
     """Return how long it takes until counter `i` of CPU `c` overflows; NEVER where its task does nothing to it."""
     cpu = t.world.host.cpus[c]
     task = t.world.host.tasks[cpu.current]
+    remaining = overflow_room(cpu.pe, i)
+    i -= is_chained(cpu.pe, i)
     event = counted_event(cpu.pe, i)
     kind = kind_of(t, event)
-    remaining = pmu.counter_room(cpu.pe, i)
     above = EL2 - int(task.preempt_notifier != NO_VCPU)
     el0 = 1 - activity.excludes(pmu.counter_control(cpu.pe, i), EL0)
     other = 1 - activity.excludes(pmu.counter_control(cpu.pe, i), above)
-    if kind == len(t.kinds) or remaining >= 1 << 40 or el0 + other == 0:
+    if kind == len(t.kinds) or remaining >= FAR or el0 + other == 0:
         return NEVER
     if event == CPU_CYCLES:
         done = task.cycles // 1000
@@ -199,6 +204,23 @@ def time_to_overflow(t: Timeline, c: int, i: int) -> int:
     if event == CPU_CYCLES:
         return (total * 1000 - task.cycles + t.mhz[c] - 1) // t.mhz[c]
     return activity.runtime_for(task.rate[kind], total) - task.runtime
+
+
+def is_chained(pe: pmu.Pe, i: int) -> int:
+    """Return 1 where counter `i` counts the overflows of counter `i` - 1, which is enabled."""
+    if i >= CYCLE or (i & 1) == 0:
+        return 0
+    return pmu.equal(counted_event(pe, i), CHAIN) & (pe.cnten >> (i - 1)) & 1
+
+
+def overflow_room(pe: pmu.Pe, i: int) -> int:
+    """Return after how many events counter `i` overflows; of one that is chained, events of its lower neighbour."""
+    room = pmu.counter_room(pe, i)
+    if is_chained(pe, i) == 0:
+        return room
+    if room > FAR_OVERFLOWS:
+        return FAR
+    return ((room - 1) << pe.core.half_bits) + pmu.counter_room(pe, i - 1)
 
 
 def counted_event(pe: pmu.Pe, i: int) -> int:
