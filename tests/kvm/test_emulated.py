@@ -5,6 +5,8 @@ A machine's guest executes instructions, and as many cycles; what its counters o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from kvm.machines import CYCLE, EL0, EL1, EL2, Machine
@@ -21,24 +23,24 @@ E, P, C, LC, LP = 1 << 0, 1 << 1, 1 << 2, 1 << 6, 1 << 7
 TOP32, TOP64 = (1 << 32) - 1, (1 << 64) - 1
 
 
-def machine(kind: str = P5_HOST, counters: int = 4, **options: object) -> Machine:
+def machine(
+    kind: str = P5_HOST, counters: int = 4, *, pmuver: int | None = None, denied: Iterable[int] = ()
+) -> Machine:
     """A machine of one CPU where the only vCPU has just been loaded."""
-    pmuver = P5 if kind == P5_HOST else P4
-    m = Machine([kind], [(counters, 1)], design=EMULATED, **({"pmuver": pmuver} | options))  # type: ignore[arg-type]
+    version = pmuver or (P5 if kind == P5_HOST else P4)
+    m = Machine([kind], [(counters, 1)], design=EMULATED, pmuver=version, denied=denied)
     m.run(0)
     return m
 
 
-def counting(
-    i: int = 0, value: int = 0, *, kind: str = P5_HOST, event: int = INST_RETIRED, **options: object
-) -> Machine:
-    """A machine whose guest's counter `i` counts `event` from `value` on; PMINTEN is set for all counters."""
-    m = machine(kind, **options)
+def counting(i: int = 0, value: int = 0, m: Machine | None = None) -> Machine:
+    """A machine whose guest's counter `i` counts INST_RETIRED from `value` on; PMINTEN is set for all counters."""
+    m = m or machine()
     m.write("PMINTENSET_EL1", TOP32)
     if i == 31:
         m.write("PMCCNTR_EL0", value)
     else:
-        m.write(f"PMEVTYPER{i}_EL0", event)
+        m.write(f"PMEVTYPER{i}_EL0", INST_RETIRED)
         m.write(f"PMEVCNTR{i}_EL0", value)
     m.write("PMCNTENSET_EL0", 1 << i)
     m.write("PMCR_EL0", E | LC)
@@ -177,7 +179,7 @@ def test_a_type_keeps_the_bits_that_the_guest_s_id_registers_give_it(kind: str, 
 
 
 def test_a_guest_of_pmuv3p0_has_events_of_10_bits() -> None:
-    m = counting(pmuver=1)
+    m = counting(m=machine(pmuver=1))
     m.write("PMEVTYPER0_EL0", TOP64)
     assert m.read("PMEVTYPER0_EL0") == 0xFC00_03FF
     m.write("PMEVTYPER0_EL0", 0x4000 | INST_RETIRED)
@@ -189,7 +191,7 @@ def test_a_guest_of_pmuv3p0_has_events_of_10_bits() -> None:
 
 
 def test_a_denied_event_has_no_perf_event_and_its_counter_stands() -> None:
-    m = counting(0, 77, denied=[INST_RETIRED, CPU_CYCLES])
+    m = counting(0, 77, m=machine(denied=[INST_RETIRED, CPU_CYCLES]))
     m.write("PMCNTENSET_EL0", CYCLE)
     m.execute(0, EL1, 100)
     assert (value(m, 0), value(m, 31)) == (77, 0)
@@ -290,7 +292,7 @@ def test_64_bits_are_a_chained_pair_of_the_host_where_its_counters_are_short() -
     [(P1_HOST, 0, TOP32 - 99), (P5_HOST, 2, TOP32 - 99), (P5_HOST, 31, TOP64 - 99), (P1_HOST, 31, TOP64 - 99)],
 )
 def test_an_overflow_is_at_the_very_event_and_raises_the_guest_s_interrupt(kind: str, i: int, start: int) -> None:
-    m = counting(i, start, kind=kind)
+    m = counting(i, start, m=machine(kind))
     m.execute(0, EL1, 99)
     assert (m.irq_level(), m.read("PMOVSSET_EL0")) == (0, 0)
     m.execute(0, EL1, 1)
@@ -306,7 +308,7 @@ def test_an_overflow_is_at_the_very_event_and_raises_the_guest_s_interrupt(kind:
 @pytest.mark.parametrize("kind", [P1_HOST, P5_HOST])
 def test_an_overflow_further_away_than_half_of_a_counter_is_at_the_very_event_too(kind: str, start: int) -> None:
     # The driver loads no more than half of what a counter holds, and takes interrupts in between.
-    m = counting(0, start, kind=kind)
+    m = counting(0, start, m=machine(kind))
     m.execute(0, EL1, TOP32 - start)
     assert (value(m), m.read("PMOVSSET_EL0")) == (TOP32, 0)
     m.execute(0, EL1, 1)
@@ -336,7 +338,7 @@ def test_the_guest_s_own_pmovsset_raises_the_line() -> None:
 
 def test_an_even_counter_that_overflows_at_32_bits_counts_for_its_chained_neighbour() -> None:
     for kind, pmcr, chained in ((P1_HOST, 0, 1), (P5_HOST, 0, 1), (P5_HOST, LP, 0)):
-        m = counting(2, TOP32, kind=kind)
+        m = counting(2, TOP32, m=machine(kind))
         m.write("PMEVTYPER3_EL0", CHAIN)
         m.write("PMEVCNTR3_EL0", 41)
         m.write("PMCNTENSET_EL0", 1 << 3)
@@ -348,7 +350,7 @@ def test_an_even_counter_that_overflows_at_32_bits_counts_for_its_chained_neighb
 
 
 def test_a_chained_counter_overflows_as_well() -> None:
-    m = counting(2, TOP32, kind=P1_HOST)
+    m = counting(2, TOP32, m=machine(P1_HOST))
     m.write("PMEVTYPER3_EL0", CHAIN)
     m.write("PMEVCNTR3_EL0", TOP32)
     m.write("PMCNTENSET_EL0", 1 << 3)
@@ -362,7 +364,7 @@ def test_the_first_overflow_of_a_counter_that_begins_at_zero_is_not_reported() -
     (__perf_event_overflow() returns at once where is_sampling_event() is false.)
     """
     for kind in (P1_HOST, P5_HOST):
-        m = counting(0, 0, kind=kind)
+        m = counting(0, 0, m=machine(kind))
         assert m.event_of(0, 0).sample_period == 0
         m.execute(0, EL1, (1 << 32) + 5)
         assert value(m) == ((1 << 32) + 5 if kind == P5_HOST else 5)
@@ -377,7 +379,7 @@ def test_a_counter_left_alone_overflows_too_early_the_second_time_and_then_no_mo
     reported any more.
     """
     start = 0xFFFF_0000
-    m = counting(0, start, kind=P1_HOST)
+    m = counting(0, start, m=machine(P1_HOST))
     m.execute(0, EL1, 0x1_0000)
     assert (value(m), m.read("PMOVSCLR_EL0")) == (0, 1)
     m.write("PMOVSCLR_EL0", 1)
@@ -393,7 +395,7 @@ def test_a_counter_left_alone_overflows_too_early_the_second_time_and_then_no_mo
 
 
 def test_a_counter_that_is_written_after_each_overflow_as_linux_does_overflows_right() -> None:
-    m = counting(0, TOP32 - 999, kind=P1_HOST)
+    m = counting(0, TOP32 - 999, m=machine(P1_HOST))
     for _ in range(5):
         m.execute(0, EL1, 999)
         assert m.read("PMOVSCLR_EL0") == 0
@@ -520,7 +522,7 @@ def test_pmselr_selects_a_counter_or_with_31_the_cycle_counter_and_its_filter() 
 
 
 def test_a_guest_s_event_goes_before_flexible_host_events_and_after_pinned_ones() -> None:
-    m = counting(0, counters=6)
+    m = counting(0, m=machine(counters=6))
     flexible = [m.open(cpu=0, config=INST_RETIRED) for _ in range(6)]
     assert m.event_of(0, 0).state == STATE_ACTIVE
     assert [m.host.events[n].state for n in flexible].count(STATE_ACTIVE) == 5

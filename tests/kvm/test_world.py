@@ -229,3 +229,32 @@ def test_the_load_and_put_that_docs_host_md_draws() -> None:
     assert told == [(700, 700, 1000), (1000, 1000, 1000), (800, 800, 1000), (500, 500, 1000)]
     assert saved_counts(m.world.vcpus[0]) == {INST_RETIRED: 500, CPU_CYCLES: 500}
     assert rescheduled(m.world) == 2
+
+
+@pytest.mark.parametrize("cores", [["cortex-a55", "cortex-x1"], ["max", "neoverse-n1"]])
+def test_hpmn_is_the_vm_s_count_on_its_own_cpus_and_all_counters_elsewhere(cores: list[str]) -> None:
+    m = Machine(cores, [(3, 1)])
+    hpmn = []
+    for c in (0, 1, 0):
+        m.run(0, c)
+        hpmn.append(m.host.cpus[c].pe.mdcr_el2 & 0x1F)
+        m.switch(c, sleep=True)
+        assert m.host.cpus[c].pe.mdcr_el2 == core(cores[c]).event_counters
+    assert hpmn == [3, core(cores[1]).event_counters, 3]
+
+
+def test_an_overflow_of_the_guest_s_is_pending_until_its_guest_clears_it_wherever_that_is() -> None:
+    m = Machine(["neoverse-n1", "neoverse-n1"], [(3, 2)])
+    m.run(0)
+    m.write("PMINTENSET_EL1", 1)
+    m.program_guest(0)
+    m.write("PMEVCNTR0_EL0", 0xFFFF_FFFF)
+    m.execute(0, EL1, 1)
+    assert m.host.cpus[0].pe.ovs == 0
+    m.switch(0, sleep=True)
+    m.run(1)
+    assert (m.irq_level(0), m.read("PMOVSSET_EL0")) == (0, 0)
+    m.run(0, 1)
+    assert (m.irq_level(1), m.read("PMOVSSET_EL0", 1), m.host.cpus[1].pe.ovs) == (1, 1, 0)
+    m.write("PMOVSCLR_EL0", 1, 1)
+    assert (m.irq_level(1), m.world.vcpus[0].overflows, m.world.vcpus[0].injected) == (0, 1, 1)
