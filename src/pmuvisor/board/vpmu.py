@@ -100,7 +100,7 @@ class VirtualPmu:
 
     def reset(self) -> None:
         """Reset the guest's PMU, as KVM does with a vCPU that is turned on. It is not loaded."""
-        worlds.vcpu_reset(self.place.world, self.place.c, self.place.v, self._now())
+        worlds.vcpu_reset(self.place.world, self.place.c, self.place.v)
 
     def load(self) -> None:
         """Load the vCPU on its CPU and enter the guest."""

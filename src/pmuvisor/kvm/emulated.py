@@ -257,13 +257,6 @@ def disable_perf_event(host: Host, vcpu: Vcpu, i: int, now: int) -> None:
 # ---- life cycle -------------------------------------------------------------------------------------------
 
 
-def vcpu_reset(host: Host, c: int, vm: Vm, vcpu: Vcpu, now: int) -> None:
-    """State kvm_pmu_vcpu_reset(): stop all counters. The registers are reset by their own functions."""
-    for i in range(CYCLE + 1):
-        if (implemented_counter_mask(vm) >> i) & 1 == 1:
-            stop_counter(host, c, vm, vcpu, i, now)
-
-
 def load_pmu(host: Host, c: int, vcpu: Vcpu) -> None:
     """State kvm_vcpu_load_pmu() of `fixed-counters-only`: ask for a reload where an event is of another PMU.
 

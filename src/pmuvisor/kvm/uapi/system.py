@@ -25,7 +25,6 @@ from pmuvisor.kvm.uapi.run import Executor, Script
 from pmuvisor.kvm.uapi.vcpu import Vcpu
 from pmuvisor.kvm.uapi.vgic import Vgic
 from pmuvisor.kvm.uapi.vm import Vm, nr_events
-from pmuvisor.kvm.vcpu import reset_registers
 from pmuvisor.kvm.world import World
 from pmuvisor.linux import perf
 
@@ -257,11 +256,8 @@ class System:
         worlds.create_vcpu(self.world, v, vcpu.vm.number, v, v * self.vcpu_events)
 
     def reset_vcpu(self, vcpu: Vcpu) -> None:
-        """Reset a vCPU's PMU (kvm_pmu_vcpu_reset(), kvm_reset_sys_regs())."""
-        if self.vcpu_events:
-            worlds.vcpu_reset(self.world, self.cpu, vcpu.number, self.now)
-        else:
-            reset_registers(self.world.host.cpus[self.cpu].pe.core, vcpu.vm.record, vcpu.record)
+        """Reset a vCPU's PMU (kvm_reset_sys_regs())."""
+        worlds.vcpu_reset(self.world, self.cpu, vcpu.number)
 
     def counter_value(self, vcpu: Vcpu, i: int) -> int:
         """State kvm_pmu_get_counter_value() of a vCPU that is not loaded; `i` may be CYCLE.
