@@ -154,6 +154,24 @@ def test_pmcr_lp_is_there_from_pmuv3p5_on(kind: str, kept: int) -> None:
     assert m.read("PMCR_EL0") & LP == kept
 
 
+def test_pmcr_keeps_its_lower_byte_and_shows_the_vm_s_count() -> None:
+    """ARMV8_PMU_PMCR_MASK is 0xff; P and C are RAZ, IMP and IDCODE zero, FZO not the guest's."""
+    m = machine(counters=3)
+    m.write("PMCR_EL0", TOP64)
+    assert m.read("PMCR_EL0") == 0xFF & ~(P | C) | 3 << 11
+
+
+def test_a_reload_drops_what_userspace_has_restored_of_counters_that_the_guest_has_not() -> None:
+    """kvm_vcpu_reload_pmu() masks PMOVSSET, PMINTENSET and PMCNTENSET: PMCR_EL0.N can be written after them."""
+    m = Machine([P5_HOST], [(2, 1)], design=EMULATED)
+    vcpu = m.world.vcpus[0]
+    vcpu.cnten = vcpu.inten = vcpu.ovs = 0b111111 | CYCLE
+    vcpu.reload_pmu = 1
+    m.run(0)
+    assert m.irq_level() == 0
+    assert vcpu.cnten == vcpu.inten == vcpu.ovs == 0b11 | CYCLE
+
+
 # ---- filters ----------------------------------------------------------------------------------------------
 
 
