@@ -61,6 +61,18 @@ def compiled_step() -> Any:
     return compiled(step, boundscheck=True, also=("kvm.", "linux."))
 
 
+def test_a_function_is_compiled_once_however_narrow_its_arguments_are() -> None:
+    step_of = compiled_step().py_func.__globals__
+    fast, lab = compiled_step(), make_lab()
+    row = np.zeros(1, records.layout(Timeline, lab.sizes))
+    records.store(lab.t, row, lab.sizes)
+    fast(row[0], RUN, 0, 0, 0, 0, 0)
+    # Its callers take counters and registers from fields of 5, 6, 16 and 33 bits.
+    assert len(step_of["round_trip"].signatures) == len(step_of["operate"].signatures) == 1
+    world = step_of["round_trip"].py_func.__globals__["worlds"]
+    assert len(world.vcpu_load.signatures) == len(world.vcpu_put.signatures) == 1
+
+
 def make_lab(design: int = PARTITIONED) -> Lab:
     """Return a lab of the one size that the tests here share."""
     return Lab(["neoverse-n1"] * 2, vcpus=3, programs=2, guest_counters=4, events=12, filter_words=1, design=design)
