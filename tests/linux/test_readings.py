@@ -93,7 +93,8 @@ def test_whatever_is_left_of_a_period_the_counter_is_loaded_with_no_more_and_no_
         return event, complete, arm_pmuv3.read_counter(cpu, event)
 
     followed = 0
-    for solver, (event, complete, counter) in paths(run, [period != 0]):
+    # The kernel's periods are s64; those of 2**63 and more are KVM's, of 64-bit counters that are as far from overflow.
+    for solver, (event, complete, counter) in paths(run, [period > 0]):
         followed += 1
         goal = word(event.period_left)
         prove(solver, (word(complete) == 1) == (left <= 0))
