@@ -1,4 +1,4 @@
-"""The emulated design against arch/arm64/kvm/pmu-emul.c and sys_regs.c of upstream Linux (6.12, and 6.15 to 7).
+"""The emulated design against arch/arm64/kvm/pmu-emul.c and sys_regs.c of upstream Linux (6.12, and newer).
 
 A machine's guest executes instructions, and as many cycles; what its counters ought to show is counted by hand.
 """
@@ -120,7 +120,7 @@ def test_a_counter_that_was_given_a_type_only_has_an_event_that_is_off() -> None
 
 
 def test_pmcr_e_takes_effect_at_the_next_entry() -> None:
-    """kvm_pmu_handle_pmcr() of Linux 6.15 and later asks for KVM_REQ_RELOAD_PMU."""
+    """kvm_pmu_handle_pmcr() of Linux newer than 6.12 asks for KVM_REQ_RELOAD_PMU."""
     m = counting()
     vcpu, vm, host = m.world.vcpus[0], m.world.vms[0], m.host
     for pmcr, before, after in ((LC, STATE_ACTIVE, STATE_OFF), (LC | E, STATE_OFF, STATE_ACTIVE)):
@@ -444,7 +444,7 @@ def test_reset_leaves_what_linux_leaves() -> None:
 
 
 def test_a_vcpu_that_is_reset_has_only_counters_that_do_not_count() -> None:
-    """Linux 6.15 and later release no perf event at reset: its count is added to what the register is reset to."""
+    """Linux newer than 6.12 releases no perf event at reset: its count is added to what the register is reset to."""
     m = counting()
     m.execute(0, EL1, 10)
     m.switch(0, sleep=True)

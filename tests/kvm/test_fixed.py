@@ -159,7 +159,7 @@ def test_hetero_cycle_stuck_an_emulated_guest_without_a_selected_pmu_stops_count
 
 
 def test_an_emulated_guest_sees_the_events_of_its_own_pmu_wherever_it_is() -> None:
-    """kvm_pmu_get_pmceid() of Linux 6.15 and later goes by kvm->arch.arm_pmu, not by the CPU at hand."""
+    """kvm_pmu_get_pmceid() of Linux newer than 6.12 goes by kvm->arch.arm_pmu, not by the CPU at hand."""
     m = machine(EMULATED, counters=4)
     own = m.read("PMCEID0_EL0"), m.read("PMCEID1_EL0")
     assert own != (m.host.cpus[1].pe.core.pmceid0 | 1 << 0x1E | 1, m.host.cpus[1].pe.core.pmceid1)

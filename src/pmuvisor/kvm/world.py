@@ -148,7 +148,7 @@ def vcpu_reset(world: World, c: int, v: int) -> None:
     """Reset the PMU of a vCPU that is not loaded (KVM_ARM_VCPU_INIT, PSCI), in its thread on CPU `c`.
 
     State kvm_reset_sys_regs(): the registers are reset, and KVM_REQ_RELOAD_PMU lets perf events follow at the next
-    entry. Since Linux 6.15 none is released: a counter's value is then UNKNOWN and what its event had counted.
+    entry. In Linux newer than 6.12 none is released: a counter's value is then UNKNOWN and what its event had counted.
     """
     vcpu.reset_registers(world.host.cpus[c].pe.core, world.vms[world.vm_of[v]], world.vcpus[v])
 
