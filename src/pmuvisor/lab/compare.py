@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pmuvisor.arch.cores import Core
-from pmuvisor.board.machine import DESIGNS, Config
+from pmuvisor.board.machine import Config
 from pmuvisor.lab import run
 from pmuvisor.lab.costs import CostTable, built_in
 from pmuvisor.lab.hosting import Hosting, HostingResult, check_counters
@@ -248,6 +248,3 @@ def _prices(costs: CostTable | None, core: Core, ledger: dict[str, int]) -> dict
     """Return what each item of a ledger cost, in cycles of `core`. A guest without code has no exits of a board's."""
     of = (costs or built_in()).of(core.name)
     return {name: cycles * ledger.get(name, 0) for name, cycles in of.cycles.items()}
-
-
-ALL = tuple(DESIGNS)
