@@ -20,6 +20,7 @@ from pmuvisor.board.lanes import DECODED, LANE_OF_EVENT
 from pmuvisor.board.place import HostCpu
 from pmuvisor.kvm import access as door
 from pmuvisor.kvm import world as worlds
+from pmuvisor.kvm.vcpu import PARTITIONED
 
 _PLANS = 64
 """Plans kept at most. A guest that measures has a few; one that writes anything anywhere must not fill the memory."""
@@ -85,6 +86,8 @@ class VirtualPmu:
         self._engine = engine
         self._on_level = on_level
         self._now = now
+        self._timed = place.vm.design != PARTITIONED
+        """Its accesses can lead to perf, which has to know the time; those to a partition that is there cannot."""
         self._seen = [[0] * len(Lane), [0] * len(Lane)]
         """By exception level and lane, what is in the counters already. Where nothing counts it is of no meaning."""
         self._plans: dict[tuple[int, ...], _Plan] = {}
@@ -288,7 +291,8 @@ class VirtualPmu:
 
     def _access(self, el: int, key: int, write: bool, value: int) -> int:
         place = self.place
-        outcome = door.guest_access(place.world, place.c, place.v, el, key, int(write), value, self._now())
+        now = self._now() if self._timed else 0
+        outcome = door.guest_access(place.world, place.c, place.v, el, key, int(write), value, now)
         self.accesses[key, outcome] += 1
         return outcome
 
