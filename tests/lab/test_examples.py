@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,18 @@ def test_vmm(cores: list[str], pmu: str, counted: str, capfd: pytest.CaptureFixt
     assert lines[0] == f"PMU: {pmu}"
     assert counted in "\n".join(lines)
     assert lines[-1] == "demo: all counts exact"
+
+
+@pytest.mark.skipif(guests.cached_root() is None, reason="no perf for a Linux guest fetched")
+@pytest.mark.parametrize(
+    ("script", "words", "printed"),
+    [("perf-record-gzip.sh", ["1"], r"real\t0m 0\.\d\ds\nuser"), ("profile.sh", [], r"\n +[1-9]\d{6,} +instructions:u")],
+)
+def test_scripts_for_a_linux_guest(
+    script: str, words: list[str], printed: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    machine = ["--mhz", "3000", "--host-counters", "16", "--counters", "10", "--timeout", "120"]
+    assert cli.main(["run", "linux", *machine, "--add", str(EXAMPLES / script), "--", "sh", script, *words]) == 0
+    out, err = capfd.readouterr()
+    assert re.search(printed, out), out
+    assert "10 of 16 event counters" in err
