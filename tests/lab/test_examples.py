@@ -143,7 +143,10 @@ def test_vmm(cores: list[str], pmu: str, counted: str, capfd: pytest.CaptureFixt
 @pytest.mark.skipif(guests.cached_root() is None, reason="no perf for a Linux guest fetched")
 @pytest.mark.parametrize(
     ("script", "words", "printed"),
-    [("perf-record-gzip.sh", ["1"], r"real\t0m 0\.\d\ds\nuser"), ("profile.sh", [], r"\n +[1-9]\d{6,} +instructions:u")],
+    [
+        ("perf-record-gzip.sh", ["1"], r"real\t0m 0\.\d\ds\nuser"),
+        ("profile.sh", [], r"\n +[1-9]\d{6,} +instructions:u"),
+    ],
 )
 def test_scripts_for_a_linux_guest(
     script: str, words: list[str], printed: str, capfd: pytest.CaptureFixture[str]
