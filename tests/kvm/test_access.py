@@ -129,7 +129,7 @@ def test_a_guest_cannot_tell_fine_grained_traps_from_trapping_everything(seed: i
             for guest in guests:
                 # The host's counters are left out of it: what they count is not the guest's doing.
                 enabled = guest.pe.cnten
-                guest.pe.cnten &= partitioned.guest_mask(vm)
+                guest.pe.cnten &= life.implemented_counter_mask(vm)
                 pmu.pmu_event(guest.pe, el, event, amount)
                 pmu.increment_cycle_counter(guest.pe, pmu.count_pmu_events(guest.pe, el), amount)
                 guest.pe.cnten = enabled

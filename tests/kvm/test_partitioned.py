@@ -140,14 +140,14 @@ def test_a_vcpu_takes_its_counters_to_another_cpu(seed: int) -> None:
         pmu.increment_cycle_counter(pe, pmu.count_pmu_events(pe, rng.randrange(2)), rng.getrandbits(40))
     life.guest_exit(pe)
     left = what_the_guest_has(pe, vm)
-    overflowed = pe.ovs & partitioned.guest_mask(vm)
+    overflowed = pe.ovs & life.implemented_counter_mask(vm)
     vcpu_put(pe, host, vm, vcpu)
     kept = host_range(other, vm)
     vcpu_load(other, host, vm, vcpu, 1)
     assert what_the_guest_has(other, vm) == left
     assert vcpu.ovs == overflowed
     assert host_range(other, vm) == kept
-    assert other.ovs & partitioned.guest_mask(vm) == 0
+    assert other.ovs & life.implemented_counter_mask(vm) == 0
 
 
 def test_on_a_cpu_that_cannot_run_it_nothing_of_the_guest_is_touched_or_loaded() -> None:
@@ -295,7 +295,7 @@ def test_no_overflow_is_lost_or_delivered_twice(seed: int) -> None:
     rng, pe, vm = situation(seed)
     host, vcpu = make_host(), random_vcpu(rng, pe, vm)
     implemented = ((1 << pe.core.event_counters) - 1) | CYCLE | (pe.core.icntr << 32)
-    mine = partitioned.guest_mask(vm)
+    mine = life.implemented_counter_mask(vm)
     happened, told = pe.ovs, 0
     for _ in range(20):
         new = rng.getrandbits(33) & rng.getrandbits(33) & implemented & (MASK64 if vcpu.loaded else ~mine)

@@ -26,7 +26,6 @@ from pmuvisor.arch.sysreg import (
     FILTER_NSU,
     FILTER_P,
     FILTER_U,
-    PMCCFILTR_EL0,
     PMCCNTR_EL0,
     PMCEID0_EL0,
     PMCEID1_EL0,
@@ -70,12 +69,15 @@ from pmuvisor.kvm.vcpu import (
     event_mask,
     evtyper_mask,
     implemented_counter_mask,
+    is_type,
 )
 from pmuvisor.linux import arm_pmuv3, perf
 from pmuvisor.linux.host import ANY_CPU, STATE_INACTIVE, Host, PerfEvent
 
 PMCR_MASK = 0xFF
 """ARMV8_PMU_PMCR_MASK: what of PMCR_EL0 a guest writes, all of it stored but P and C."""
+
+
 # ---- a counter and its perf event -------------------------------------------------------------------------
 
 
@@ -375,11 +377,6 @@ def counter_index(vcpu: Vcpu, key: int) -> int:
 def is_counter(key: int) -> bool:
     """Tell whether a register is one that access_pmu_evcntr() handles."""
     return is_pmevcntr(key) or key in (PMXEVCNTR_EL0, PMCCNTR_EL0)
-
-
-def is_type(key: int) -> bool:
-    """Tell whether a register is one that access_pmu_evtyper() handles."""
-    return is_pmevtyper(key) or key in (PMXEVTYPER_EL0, PMCCFILTR_EL0)
 
 
 def exists(vm: Vm, vcpu: Vcpu, key: int) -> bool:

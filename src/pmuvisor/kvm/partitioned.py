@@ -74,7 +74,17 @@ from pmuvisor.arch.sysreg import (
     pmevcntr,
 )
 from pmuvisor.kvm import filters, lazy
-from pmuvisor.kvm.vcpu import DONE, FREE, GUEST_OWNED, UNDEF, HostContext, Vcpu, Vm
+from pmuvisor.kvm.vcpu import (
+    DONE,
+    FREE,
+    GUEST_OWNED,
+    UNDEF,
+    HostContext,
+    Vcpu,
+    Vm,
+    implemented_counter_mask,
+    is_type,
+)
 
 EL2 = 2
 """Where KVM's own accesses come from."""
@@ -93,11 +103,6 @@ HOST_REGISTERS = 3
 def count_refused(core: Features, nr_counters: int) -> bool:
     """Tell whether a CPU cannot give a guest `nr_counters` event counters: the ioctl refuses such a number."""
     return nr_counters > core.event_counters or (nr_counters == 0 and core.hpmn0 == 0)
-
-
-def guest_mask(vm: Vm) -> int:
-    """Return the counters that are the guest's while it is loaded: [0, HPMN) and the cycle counter."""
-    return ((1 << vm.nr_counters) - 1) | (1 << CYCLE)
 
 
 def uses_fgt(pe: Pe, vm: Vm, vcpu: Vcpu) -> bool:
@@ -250,7 +255,7 @@ def load_registers(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
     Userspace can have restored a filtered type, so the filter is applied here as well as at the guest's writes. The
     counters are written by their own names, never through PMSELR_EL0, which could reach the cycle counter.
     """
-    mine = guest_mask(vm)
+    mine = implemented_counter_mask(vm)
     for i in range(vm.nr_counters):
         pmu.write_control(pe, i, effective_evtyper(pe, vm, vcpu.evtyper[i]))
         pe.evcntr[i] = vcpu.evcntr[i]
@@ -285,7 +290,7 @@ def vcpu_put(pe: Pe, host: HostContext, vm: Vm, vcpu: Vcpu) -> None:
 
 def save_registers(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
     """Read the guest's registers back. Event types and the cycle filter are trapped: the vCPU has them already."""
-    mine = guest_mask(vm)
+    mine = implemented_counter_mask(vm)
     for i in range(vm.nr_counters):
         vcpu.evcntr[i] = pe.evcntr[i]
     vcpu.ccntr = pe.ccntr
@@ -311,16 +316,16 @@ def handle_irq(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
     pe.ovs = 0
     if vcpu.residency != GUEST_OWNED:
         return flags
-    mine = flags & guest_mask(vm)
+    mine = flags & implemented_counter_mask(vm)
     vcpu.ovs |= mine
     for i in range(CYCLE + 1):
         vcpu.overflows += (mine >> i) & 1
-    return flags & ~guest_mask(vm)
+    return flags & ~implemented_counter_mask(vm)
 
 
 def overflow_status(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
     """Return the guest's PMOVS: its virtual state and what its counters on this CPU have overflowed since."""
-    return (vcpu.ovs | (pe.ovs & -vcpu.residency)) & guest_mask(vm)
+    return (vcpu.ovs | (pe.ovs & -vcpu.residency)) & implemented_counter_mask(vm)
 
 
 def flush_hwstate(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
@@ -365,11 +370,6 @@ def type_index(pe: Pe, key: int) -> int:
     return key - PMEVTYPER0_EL0
 
 
-def is_type(key: int) -> bool:
-    """Tell whether a register holds an event type or the cycle counter's filter."""
-    return is_pmevtyper(key) or key in (PMXEVTYPER_EL0, PMCCFILTR_EL0)
-
-
 def counter_key(pe: Pe, key: int) -> int:
     """Return the key by which a counter is accessed: PMXEVCNTR_EL0 resolved to the counter selected."""
     if key == PMXEVCNTR_EL0:
@@ -381,7 +381,7 @@ def trapped_read(pe: Pe, vm: Vm, vcpu: Vcpu, key: int) -> int:
     """Carry out a guest's trapped MRS; the value is left in `vcpu.value`. Return DONE or UNDEF."""
     if is_undef(pe, vm, key):
         return UNDEF
-    mine = guest_mask(vm)
+    mine = implemented_counter_mask(vm)
     if is_type(key):
         i = type_index(pe, key)
         vcpu.value = vcpu.ccfiltr
@@ -406,7 +406,7 @@ def trapped_write(pe: Pe, vm: Vm, vcpu: Vcpu, el: int, key: int, value: int) -> 
     """Carry out a guest's trapped MSR of `value` from `el`. Return DONE or UNDEF."""
     if is_undef(pe, vm, key):
         return UNDEF
-    mine = value & guest_mask(vm)
+    mine = value & implemented_counter_mask(vm)
     if is_type(key):
         write_type(pe, vm, vcpu, type_index(pe, key), value)
     elif key == PMOVSSET_EL0:

@@ -18,8 +18,11 @@ from pmuvisor.arch.sysreg import (
     FILTER_NSU,
     FILTER_P,
     FILTER_U,
+    PMCCFILTR_EL0,
     PMCR_E,
     PMUV3P1,
+    PMXEVTYPER_EL0,
+    is_pmevtyper,
 )
 from pmuvisor.records import U1, U2, U4, U5, U7, U8, U16, U32, U33, U64, Bits, Each, LedgerCount, record
 
@@ -145,6 +148,11 @@ def implemented_counter_mask(vm: Vm) -> int:
 def enabled_counter_mask(vcpu: Vcpu) -> int:
     """State kvm_pmu_enabled_counter_mask(), of registers that are not on a CPU."""
     return vcpu.cnten & -(vcpu.pmcr & PMCR_E)
+
+
+def is_type(key: int) -> bool:
+    """Tell whether a register is one that access_pmu_evtyper() handles: event types, and PMCCFILTR_EL0."""
+    return is_pmevtyper(key) or key in (PMXEVTYPER_EL0, PMCCFILTR_EL0)
 
 
 def event_mask(vm: Vm) -> int:

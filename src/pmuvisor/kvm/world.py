@@ -65,7 +65,7 @@ def taken_counters(world: World, vm: int) -> int:
     Those of the guest; and the instruction counter, which is not the guest's, but counts only while PMCR_EL0.E is set,
     which the guest clears as it likes, and not at EL2 (MDCR_EL2.HPMD). The series leaves it to the host all the same.
     """
-    return partitioned.guest_mask(world.vms[vm]) | (1 << INSTRUCTION)
+    return vcpu.implemented_counter_mask(world.vms[vm]) | (1 << INSTRUCTION)
 
 
 def reserve_counters(world: World, c: int, v: int, now: int) -> None:
