@@ -10,9 +10,8 @@ from collections.abc import Iterator
 
 from pmuvisor.board import memmap
 from pmuvisor.kvm.uapi import System, Vgic, Vm, abi
-from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, LAZY, PARTITIONED
-
-_PARTITION = {PARTITIONED: abi.PARTITION_ENABLE, LAZY: abi.PARTITION_ENABLE | abi.PARTITION_LAZY}
+from pmuvisor.kvm.uapi.pmu_attr import PARTITION_FLAGS
+from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY
 
 
 def pmu_attributes(design: int, counters: int, pmu_type: int | None = None) -> Iterator[tuple[int, int | None]]:
@@ -26,8 +25,8 @@ def pmu_attributes(design: int, counters: int, pmu_type: int | None = None) -> I
         return
     if pmu_type is not None:
         yield abi.KVM_ARM_VCPU_PMU_V3_SET_PMU, pmu_type
-    if design in _PARTITION:
-        yield abi.KVM_ARM_VCPU_PMU_V3_PARTITION, _PARTITION[design]
+    if PARTITION_FLAGS[design]:
+        yield abi.KVM_ARM_VCPU_PMU_V3_PARTITION, PARTITION_FLAGS[design]
     yield abi.KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS, counters
 
 

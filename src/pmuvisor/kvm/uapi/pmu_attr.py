@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from pmuvisor.kvm.uapi.vcpu import Vcpu
     from pmuvisor.kvm.uapi.vm import Vm
 
+PARTITION_FLAGS = {
+    EMULATED: 0,
+    PARTITIONED: abi.PARTITION_ENABLE,
+    LAZY: abi.PARTITION_ENABLE | abi.PARTITION_LAZY,
+}
+"""The value of KVM_ARM_VCPU_PMU_V3_PARTITION for each design that it chooses."""
+
 
 def set_attr(vcpu: Vcpu, attr: kvm_device_attr) -> None:
     """State kvm_arm_pmu_v3_set_attr()."""
@@ -172,7 +179,8 @@ def set_partition(vcpu: Vcpu, addr: int) -> None:
     """
     vm = vcpu.vm
     flags = vcpu.memory.get_user(addr, 4)
-    if flags not in (0, abi.PARTITION_ENABLE, abi.PARTITION_ENABLE | abi.PARTITION_LAZY):
+    design = next((design for design, of in PARTITION_FLAGS.items() if of == flags), None)
+    if design is None:
         raise error(errno.EINVAL, f"partition {flags:#x}: expected 0, ENABLE (1) or ENABLE | LAZY (3)")
     pmu = vm.pmu
     if pmu is None:
@@ -188,17 +196,16 @@ def set_partition(vcpu: Vcpu, addr: int) -> None:
     n = vm.record.nr_counters if vm.count_asked_for else most
     if flags:
         _check_partition(pmu, n)
-    vm.record.design = {0: EMULATED, abi.PARTITION_ENABLE: PARTITIONED}.get(flags, LAZY)
+    vm.record.design = design
     vm.record.nr_counters = n
     vm.set_supported_cpus(pmu.cpus if flags or vm.pmu_asked_for else vm.system.possible_cpus)
 
 
 def get_partition(vcpu: Vcpu, addr: int) -> None:
     """KVM_ARM_VCPU_PMU_V3_PARTITION (ours), read: the flags, 0 where there is none."""
-    flags = {PARTITIONED: abi.PARTITION_ENABLE, LAZY: abi.PARTITION_ENABLE | abi.PARTITION_LAZY}
     if not vcpu.vm.has_pmu():
         raise error(errno.ENODEV, "the vCPU has no PMU")
-    vcpu.memory.put_user(addr, flags.get(vcpu.vm.record.design, 0), 4)
+    vcpu.memory.put_user(addr, PARTITION_FLAGS.get(vcpu.vm.record.design, 0), 4)
 
 
 def _check_can_partition(pmu: HostPmu) -> None:
