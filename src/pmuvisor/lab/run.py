@@ -308,6 +308,7 @@ class _Session:
         self.machine: Machine | None = None
         self.console = Console()
         self.output = Console(show)
+        self._runs = False
         self._input_ended = False
         self._began: Part | None = None
         self.of_command: Part | None = None
@@ -316,6 +317,7 @@ class _Session:
         """The guest has said something about its command: note what the run has come to, at its start and its end."""
         assert self.machine is not None
         started, status = guests.read_control(self.machine.control())
+        self._runs = started and status is None
         if started and self._began is None:
             self._began = _so_far(self.machine)
         if status is not None and self._began is not None and self.of_command is None:
@@ -324,12 +326,12 @@ class _Session:
     def write(self, data: bytes) -> None:
         """Take what came from the guest's console."""
         self.console.write(data)
-        if self.machine is not None and command_runs(self.machine):
+        if self._runs:
             self.output.write(data)
 
     def end_input(self, machine: Machine) -> bool:
         """Tell a command that nobody types for that its input is at its end: a poll for `Machine.run`."""
-        if not self._input_ended and command_runs(machine):
+        if not self._input_ended and self._runs:
             self._input_ended = True
             machine.uart.receive(END_OF_FILE)
         return False
