@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from pmuvisor.lab import tables
 from pmuvisor.lab.compare import DesignRun, Difference
-from pmuvisor.lab.report import printable
+from pmuvisor.lab.report import EXITS, number, printable
 from pmuvisor.lab.run import RequestError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN = 4
 """Differences of a design that are printed."""
+NOT_THE_PMU = "what has nothing to do with the PMU"
 PARTS: dict[str, tuple[str, ...]] = {
     "accesses trapped": ("exits.pmu",),
     "perf events of the counters": (
@@ -30,7 +31,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "overflows and interrupts": ("exits.irq", "overflows", "interrupts_injected"),
     "registers swapped, host events moved": ("registers_swapped", "rescheduled"),
-    "what has nothing to do with the PMU": ("exits.mmio", "exits.hvc", "exits.wfi", "exits.sgi", "loads", "puts"),
+    NOT_THE_PMU: ("exits.mmio", "exits.hvc", "exits.wfi", "exits.sgi", "loads", "puts"),
 }
 """The parts of a bar, and the items of the ledger in each."""
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "lightgrey")
@@ -56,15 +57,15 @@ def show(title: str, runs: Sequence[DesignRun], file: TextIO) -> None:
 
 def _rows(runs: Sequence[DesignRun]) -> list[tuple[str, Callable[[DesignRun], str]]]:
     def count(name: str) -> Callable[[DesignRun], str]:
-        return lambda run: _number(run.ledger.get(name, 0))
+        return lambda run: number(run.ledger.get(name, 0))
 
     rows: list[tuple[str, Callable[[DesignRun], str]]] = [
         ("the guest's end", lambda run: run.status),
         ("what it measured", lambda run: _equality(run, runs[0])),
-        ("event counters", lambda run: _number(run.counters)),
-        ("accesses to its PMU", lambda run: _number(run.accesses)),
+        ("event counters", lambda run: number(run.counters)),
+        ("accesses to its PMU", lambda run: number(run.accesses)),
         ("  trapped", count("pmu_trapped")),
-        ("exits to the host", lambda run: _number(sum(run.ledger.get(n, 0) for n in _EXITS))),
+        ("exits to the host", lambda run: number(sum(run.ledger.get(n, 0) for n in EXITS))),
         ("PMU interrupts injected", count("interrupts_injected")),
         ("perf events created", count("perf_created")),
         ("PMU registers swapped", count("registers_swapped")),
@@ -73,8 +74,8 @@ def _rows(runs: Sequence[DesignRun]) -> list[tuple[str, Callable[[DesignRun], st
     if any(run.lost_ns is not None for run in runs):
         rows.append(("host events waited, ms", lambda run: f"{(run.lost_ns or 0) / 1e6:,.1f}"))
     rows += [
-        ("overhead, cycles", lambda run: _number(run.overhead_cycles)),
-        ("  for the PMU", lambda run: _number(pmu_cycles(run))),
+        ("overhead, cycles", lambda run: number(run.overhead_cycles)),
+        ("  for the PMU", lambda run: number(pmu_cycles(run))),
         ("guest's time, ms", lambda run: f"{run.seconds * 1e3:,.3f}"),
         ("overhead", lambda run: f"{100 * run.overhead:.2f} %"),
         ("  for the PMU", lambda run: f"{100 * run.overhead * _share(run):.2f} %"),
@@ -82,12 +83,9 @@ def _rows(runs: Sequence[DesignRun]) -> list[tuple[str, Callable[[DesignRun], st
     return rows
 
 
-_EXITS = ("exits.pmu", "exits.irq", "exits.mmio", "exits.sgi", "exits.wfi", "exits.hvc")
-
-
 def pmu_cycles(run: DesignRun) -> int:
     """Return what of the overhead is the virtual PMU's, in cycles."""
-    return run.overhead_cycles - sum(run.overhead_by.get(name, 0) for name in PARTS[list(PARTS)[-1]])
+    return run.overhead_cycles - sum(run.overhead_by.get(name, 0) for name in PARTS[NOT_THE_PMU])
 
 
 def _share(run: DesignRun) -> float:
@@ -123,10 +121,6 @@ def _lines(first: str, design: str, difference: Difference) -> list[str]:
 def _cut(line: str, begin: int, room: int) -> str:
     shown = line if not begin else "..." + line[begin + 3 :]
     return shown if len(shown) <= room else shown[: room - 3] + "..."
-
-
-def _number(n: int) -> str:
-    return f"{n:,}" if n else "-"
 
 
 # ---- the chart --------------------------------------------------------------------------------------------

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pmuvisor.board.machine import Status
 from pmuvisor.lab import compare_report, terminal
 from pmuvisor.lab.compare import DesignRun, compare_guest, compare_scenario
 from pmuvisor.lab.scenario import load
 from pmuvisor.lab.tables import WIDTH
-
-INTERRUPTED = 130
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -65,7 +64,7 @@ def _compare(
         else:
             compare_report.show(title, runs, sys.stdout)
     if len(runs) < len(arguments.designs):
-        return INTERRUPTED
+        return terminal.EXIT_STATUS[Status.EXIT]
     return 0 if all(run.fine for run in runs) else 1
 
 

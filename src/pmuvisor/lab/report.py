@@ -13,7 +13,7 @@ from pmuvisor.lab import tables
 from pmuvisor.lab.run import Result
 from pmuvisor.lab.tables import WIDTH
 
-_EXITS = {
+EXITS = {
     "exits.pmu": "trapped PMU accesses",
     "exits.irq": "PMU overflows (host interrupt)",
     "exits.mmio": "device accesses (MMIO)",
@@ -21,6 +21,7 @@ _EXITS = {
     "exits.wfi": "waits for an interrupt (WFI)",
     "exits.hvc": "hypercalls (PSCI)",
 }
+"""Exits of the ledger, by cause, in words."""
 _REST = {
     "loads": "vCPU loads",
     "puts": "vCPU puts",
@@ -81,17 +82,17 @@ def _accesses(ledger: dict[str, int]) -> Table | str:
     if not any(totals):
         return "The guest did not access its PMU."
     names = sorted({name.split(".", 1)[1] for name in ledger if name.split(".", 1)[0] in _KINDS})
-    rows = [(name, *(_number(ledger.get(f"{kind}.{name}", 0)) for kind in _KINDS)) for name in names]
-    return tables.table(("guest accesses to", *_KINDS), [*rows, ("all PMU registers", *map(_number, totals))])
+    rows = [(name, *(number(ledger.get(f"{kind}.{name}", 0)) for kind in _KINDS)) for name in names]
+    return tables.table(("guest accesses to", *_KINDS), [*rows, ("all PMU registers", *map(number, totals))])
 
 
 def _costs(result: Result) -> Table:
     ledger = result.ledger
     rows = [("exits to the host", ledger["exits"])]
-    rows += [(f"  {words}", ledger[name]) for name, words in _EXITS.items()]
+    rows += [(f"  {words}", ledger[name]) for name, words in EXITS.items()]
     rows += [(words, ledger[name]) for name, words in _REST.items()]
     millions = result.instructions / 1e6
-    cells = [(words, _number(n), f"{n / millions:,.2f}" if n and millions else "-") for words, n in rows]
+    cells = [(words, number(n), f"{n / millions:,.2f}" if n and millions else "-") for words, n in rows]
     return tables.table(("what it cost", "count", "per M instructions"), cells)
 
 
@@ -109,5 +110,6 @@ def _time(result: Result) -> Table:
     return tables.table(("the run", ""), rows)
 
 
-def _number(n: int) -> str:
+def number(n: int) -> str:
+    """Return a count as a table has it."""
     return f"{n:,}" if n else "-"
