@@ -92,8 +92,8 @@ SCENARIO_SUFFIX = ".toml"
 _RUN_MORE = """Exit status: 0 the guest powered off or asked for a reset, 1 it hung, its kernel panicked or the time was
 over, 2 bad input, 130 interrupted by Ctrl-C (with the table and the JSON file all the same); of a command that ended,
 the command's own, 128 + n where signal n ended it. At a terminal a command has all keys but Ctrl-], which ends the run.
-A scenario takes no option
-but --json and --compile, and ends with 0 when its time is over."""
+A scenario takes no option but
+--json, --compile and --costs, and ends with 0 when its time is over."""
 
 
 def _add_run(run: argparse.ArgumentParser) -> None:
@@ -269,22 +269,16 @@ def _check_words(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("argument COMMAND: expected the name of a program after --")
 
 
+_OF_SCENARIO = ("command", "words", "handler", "guest", "json", "compile", "costs", "designs", "plot")
+"""What a scenario's command line may have, and what the parser adds to it."""
+
+
 def _check_scenario_options(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with status 2 where a scenario is run with an option that its file decides."""
     for name, value in vars(arguments).items():
         if name == "words" and value is not None:
             run.error(f"argument COMMAND: not of a scenario: expected only {arguments.guest}")
-        if name not in (
-            "command",
-            "words",
-            "handler",
-            "guest",
-            "json",
-            "compile",
-            "costs",
-            "designs",
-            "plot",
-        ) and value != run.get_default(name):
+        if name not in _OF_SCENARIO and value != run.get_default(name):
             run.error(f"argument --{name.replace('_', '-')}: not of a scenario: expected in {arguments.guest}")
 
 
