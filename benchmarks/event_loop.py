@@ -12,7 +12,7 @@ import numpy as np
 import simpy
 
 from pmuvisor import records
-from pmuvisor.check.compiled import compiled
+from pmuvisor.compiled import compiled
 from pmuvisor.kvm import timeline
 from pmuvisor.kvm.timeline import Timeline
 

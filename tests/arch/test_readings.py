@@ -26,7 +26,7 @@ from pmuvisor.arch.pmu import (
 )
 from pmuvisor.arch.sysreg import PMU_KEYS
 from pmuvisor.arch.traps import ALLOWED, access
-from pmuvisor.check.compiled import compiled
+from pmuvisor.compiled import compiled
 from pmuvisor.check.symbolic import Int, paths, symbolic, word
 
 ACCESS, COUNT, EVENT, CYCLES, INSTRUCTIONS, SW_INCREMENT, RESET = range(7)

@@ -21,7 +21,7 @@ from linux.support import probe
 from pmuvisor import records
 from pmuvisor.arch.events import INST_RETIRED
 from pmuvisor.arch.sysreg import name_of
-from pmuvisor.check.compiled import compiled
+from pmuvisor.compiled import compiled
 from pmuvisor.kvm import timeline
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.access import AGAIN, guest_access

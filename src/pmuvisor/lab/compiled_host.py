@@ -17,7 +17,7 @@ import numba
 import numpy as np
 
 from pmuvisor import numba_cache, records
-from pmuvisor.check.compiled import compiled
+from pmuvisor.compiled import compiled
 from pmuvisor.kvm import timeline
 from pmuvisor.kvm.timeline import Timeline
 from pmuvisor.linux.activity import NEVER
