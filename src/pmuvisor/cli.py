@@ -100,7 +100,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "guest",
         metavar="GUEST",
-        help="demo, elapsed, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
+        help="demo, elapsed, spe, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
     )
     run.add_argument("--design", default="partitioned", choices=list(DESIGNS), help="design of the virtual PMU")
     _add_machine(run)
@@ -189,7 +189,7 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "guest",
         metavar="GUEST",
-        help="demo, elapsed, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
+        help="demo, elapsed, spe, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
     )
     compare.add_argument(
         "--designs",

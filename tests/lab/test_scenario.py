@@ -309,14 +309,14 @@ BAD: list[tuple[str, object, str]] = [
     ("vm[0].name", GONE, f"vm[0].name: missing: expected {NAME}"),
     ("vm[0].name", "a b", f"vm[0].name: 'a b': expected {NAME}"),
     ("vm[1].name", "web", "vm[1].name: web is a name of vm[0]: expected one that no other has"),
-    ("vm[0].guest", "x.elf", "vm[0].guest: 'x.elf': no such file: expected busy, demo, elapsed, linux or a file"),
-    ("vm[0].guest", "busybox", "vm[0].guest: 'busybox': no such file: expected busy, demo, elapsed, linux or a file"),
+    ("vm[0].guest", "x.elf", "vm[0].guest: 'x.elf': no such file: expected busy, demo, elapsed, spe, linux or a file"),
+    ("vm[0].guest", "busyb", "vm[0].guest: 'busyb': no such file: expected busy, demo, elapsed, spe, linux or a file"),
     (
         "vm[0].guest",
         "x" * 5000,
-        f"vm[0].guest: '{'x' * 40}'...: no such file: expected busy, demo, elapsed, linux or a file",
+        f"vm[0].guest: '{'x' * 40}'...: no such file: expected busy, demo, elapsed, spe, linux or a file",
     ),
-    ("vm[0].guest", "", "vm[0].guest: '': expected busy, demo, elapsed, linux or the name of a file"),
+    ("vm[0].guest", "", "vm[0].guest: '': expected busy, demo, elapsed, spe, linux or the name of a file"),
     ("vm[0].vcpus", 513, "vm[0].vcpus: 513: expected a whole number from 1 to 512"),
     ("vm[1].vcpus", 9, "vm[1].vcpus: 9: expected a whole number from 1 to 8"),
     ("vm[0].vcpu", 1, "vm[0].vcpu: unknown key (near: vcpus): expected one of name, guest, vcpus, core, cpus, "

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-BUILTIN = ("demo", "elapsed")
+BUILTIN = ("demo", "elapsed", "spe")
 """The bare-metal guests that come with pmuvisor, by name."""
 
 
