@@ -90,6 +90,13 @@ def test_the_pmu_is_announced_on_request() -> None:
     assert not parse(pmu=False).exist_node("/pmu")
 
 
+def test_spe_is_announced_on_request() -> None:
+    """Linux's bindings, perf/spe-pmu.yaml. PMBIRQ is PPI 5, which is INTID 21."""
+    assert value(parse(spe=True), "/spe-pmu", "compatible") == ["arm,statistical-profiling-extension-v1"]
+    assert value(parse(spe=True), "/spe-pmu", "interrupts") == [1, 5, 4]
+    assert not parse().exist_node("/spe-pmu")
+
+
 def test_chosen_has_command_line_and_ram_disk_if_there_are_any() -> None:
     tree = parse(bootargs='console=ttyAMA0 x="a b"', initrd=(0x4800_0000, 0x1_4800_1234))
     assert value(tree, "/chosen", "bootargs") == ['console=ttyAMA0 x="a b"']
@@ -119,6 +126,6 @@ def test_the_longest_command_line_fits() -> None:
 
 @pytest.mark.skipif(shutil.which("dtc") is None, reason="dtc is not installed")
 def test_dtc_has_nothing_to_say() -> None:
-    blob = virt_device_tree(MEMORY, 2, "quiet", (0x4800_0000, 0x4900_0000))
+    blob = virt_device_tree(MEMORY, 2, "quiet", (0x4800_0000, 0x4900_0000), spe=True)
     done = subprocess.run(["dtc", "-I", "dtb", "-O", "dts", "-"], input=blob, capture_output=True, check=True)
     assert done.stderr == b""

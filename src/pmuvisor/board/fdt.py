@@ -40,12 +40,13 @@ def virt_device_tree(
     initrd: tuple[int, int] | None = None,
     pmu: bool = True,
     cpu_compatible: str = "arm,armv8",
+    spe: bool = False,
 ) -> bytes:
     """The flattened tree of a machine of `cpus` CPUs and `memory_bytes` of RAM, deterministic.
 
-    `initrd` is (first address, end address), the end not included. `pmu` says whether a PMUv3 is announced, and
-    `cpu_compatible` what the CPU nodes say that they are. Raises ValueError for a command line that is not printable
-    ASCII of at most `MAX_BOOTARGS` bytes.
+    `initrd` is (first address, end address), the end not included. `pmu` says whether a PMUv3 is announced, `spe`
+    whether the Statistical Profiling Extension is, and `cpu_compatible` what the CPU nodes say that they are. Raises
+    ValueError for a command line that is not printable ASCII of at most `MAX_BOOTARGS` bytes.
     """
     if not (bootargs.isascii() and bootargs.isprintable()):
         raise ValueError("the kernel command line must be printable ASCII, on one line")
@@ -73,6 +74,9 @@ def virt_device_tree(
     root.append(_timer())
     if pmu:
         root.append(_node("pmu", ("compatible", "arm,armv8-pmuv3"), ("interrupts", *_ppi(memmap.PMU_INTID))))
+    if spe:
+        compatible = "arm,statistical-profiling-extension-v1"
+        root.append(_node("spe-pmu", ("compatible", compatible), ("interrupts", *_ppi(memmap.SPE_INTID))))
     root.append(_gic(cpus))
     root.append(_clock())
     for base, intid in _UARTS:

@@ -29,6 +29,8 @@ SPI_FIRST: Final = 32
 INTID_COUNT: Final = 256
 """How many INTIDs the interrupt controller has: 32 private to each CPU and 224 SPIs, which is what QEMU announces."""
 
+SPE_INTID: Final = 21
+"""The profiling buffer's interrupt, PMBIRQ, where Arm's Base System Architecture has it: QEMU has no SPE."""
 PMU_INTID: Final = 23
 HYP_PHYS_TIMER_INTID: Final = 26
 VIRT_TIMER_INTID: Final = 27
