@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,10 +13,11 @@ import pytest
 
 from board.test_initramfs import parse
 from guests.elves import library, program
-from pmuvisor.lab.guests import GuestError, apt, cached_linux, cached_root, fetch_linux, fetch_root, linux_folder
+from pmuvisor.lab.guests import GuestError, apt, cached_linux, cached_root, fetch_linux, fetch_root, linux, linux_folder
 from pmuvisor.lab.guests.cache import guest_folder
 
 KERNEL_PACKAGE = "linux-image-9.9.0-1-cloud-arm64"
+MODULE = "lib/modules/9.9.0-1-cloud-arm64/kernel/drivers/perf/arm_spe_pmu.ko"
 
 OFFLINE = """\
 case "$*" in
@@ -159,9 +162,9 @@ class TestKernel(Archive):
     def meta_package(self, archive: None) -> None:
         self.package("linux-image-cloud-arm64", "9.9.1", f"Depends: {KERNEL_PACKAGE} (= 9.9.1)\n", {})
 
-    def kernel_package(self, version: str, kernel: bytes) -> None:
+    def kernel_package(self, version: str, kernel: bytes, modules: dict[str, bytes] | None = None) -> None:
         path = f"boot/vmlinuz-{KERNEL_PACKAGE.removeprefix('linux-image-')}"
-        self.package(KERNEL_PACKAGE, version, "", {path: kernel, "lib/modules/a.ko": bytes(1 << 20)})
+        self.package(KERNEL_PACKAGE, version, "", {path: kernel, "lib/modules/a.ko": bytes(1 << 20), **(modules or {})})
 
     @staticmethod
     def kernel(fill: int) -> bytes:
@@ -204,6 +207,92 @@ class TestKernel(Archive):
         fetched.image.write_bytes(self.kernel(1)[:100])
         assert cached_linux() is None
         assert fetch_linux(lambda _: None).image.read_bytes() == self.kernel(1)
+
+    def test_its_driver_for_spe_is_kept_beside_it(self) -> None:
+        others = {"lib/modules/9/kernel/drivers/perf/arm-ccn.ko": b"ccn", f"usr/src/{MODULE}": b"src"}
+        self.kernel_package("9.9.1", self.kernel(1), {MODULE: library("spe"), **others})
+        fetched = fetch_linux(lambda _: None)
+        assert fetched.image.read_bytes() == self.kernel(1)
+        assert fetched.modules() == (("arm_spe_pmu.ko", library("spe")),)
+        assert fetched.spe_module
+        names = sorted(path.name for path in linux_folder().iterdir())
+        assert names == [fetched.spe_module.name, "kernel.json", fetched.image.name]
+        assert cached_linux() == fetched
+
+    @pytest.mark.parametrize("check", [lzma.CHECK_NONE, lzma.CHECK_CRC32])
+    def test_a_driver_that_is_compressed_is_inflated(self, check: int) -> None:
+        """Debian 13 has its modules so, below /usr/lib."""
+        self.kernel_package("9.9.1", self.kernel(1), {f"usr/{MODULE}.xz": lzma.compress(library(), check=check)})
+        assert fetch_linux(lambda _: None).modules() == (("arm_spe_pmu.ko", library()),)
+
+    def test_a_kernel_without_the_driver_has_no_module(self) -> None:
+        self.kernel_package("9.9.1", self.kernel(1), {MODULE: library()})
+        fetch_linux(lambda _: None)
+        self.kernel_package("9.9.2", self.kernel(2))
+        second = fetch_linux(lambda _: None, force=True)
+        assert (second.spe_module, second.modules()) == (None, ())
+        assert cached_linux() == second
+        assert sorted(path.name for path in linux_folder().iterdir()) == ["kernel.json", second.image.name]
+
+    def test_a_driver_that_is_gone_or_cut_short_has_both_fetched_again(self) -> None:
+        self.kernel_package("9.9.1", self.kernel(1), {MODULE: library()})
+        fetched = fetch_linux(lambda _: None)
+        assert fetched.spe_module
+        fetched.spe_module.write_bytes(library()[:-1])
+        assert cached_linux() is None
+        fetched.spe_module.unlink()
+        assert cached_linux() is None
+        with pytest.raises(GuestError, match=r"arm_spe_pmu[^/]*\.ko: No such file or directory$"):
+            fetched.modules()
+        assert fetch_linux(lambda _: None) == fetched
+        assert fetched.modules() == (("arm_spe_pmu.ko", library()),)
+
+    def test_a_kernel_of_an_older_layout_is_fetched_again(self) -> None:
+        """The first one had no driver and did not say which layout it was."""
+        self.kernel_package("9.9.1", self.kernel(1), {MODULE: library()})
+        image = linux_folder() / "vmlinuz-9.9.0-1-cloud-arm64_9.9.0"
+        image.parent.mkdir(parents=True)
+        image.write_bytes(self.kernel(0))
+        note = {"package": KERNEL_PACKAGE, "version": "9.9.0", "image": image.name, "size": 4096}
+        (linux_folder() / "kernel.json").write_text(json.dumps(note))
+        assert cached_linux() is None
+        fetched = fetch_linux(lambda _: None)
+        assert (fetched.version, len(fetched.modules())) == ("9.9.1", 1)
+        assert not image.exists()
+
+    @pytest.mark.parametrize("beside", [None, 7, "x", ["module"], {"module": "x"}, {"module": [1, 2]}, {"module": {}}])
+    def test_a_note_that_makes_no_sense_is_no_kernel(self, beside: object) -> None:
+        self.kernel_package("9.9.1", self.kernel(1), {MODULE: library()})
+        fetched = fetch_linux(lambda _: None)
+        path = linux_folder() / "kernel.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"beside": beside}))
+        assert cached_linux() is None
+        assert fetch_linux(lambda _: None) == fetched
+
+    @pytest.mark.parametrize(
+        ("path", "data", "message"),
+        [
+            (MODULE, b"#!/bin/sh\n", "is no module of an arm64 kernel"),
+            (MODULE, b"", "is no module of an arm64 kernel"),
+            (MODULE, library(machine=62), "is no module of an arm64 kernel"),
+            (MODULE, bytes(linux.MODULE_LIMIT + 1), "has 8388609 bytes, expected at most 8 MiB"),
+            (MODULE + ".xz", library(), "cannot be inflated: Input format not supported by decoder"),
+            (MODULE + ".xz", lzma.compress(library())[:-9], "is cut short, or inflates to more than 8 MiB"),
+            (
+                MODULE + ".xz",
+                lzma.compress(bytes(linux.MODULE_LIMIT + 1)),
+                "is cut short, or inflates to more than 8 MiB",
+            ),
+        ],
+    )
+    def test_a_driver_that_is_none(self, path: str, data: bytes, message: str) -> None:
+        self.kernel_package("9.9.1", self.kernel(1), {path: data})
+        assert failure() == f"'./{path}' {message}"
+
+    def test_a_kernel_larger_than_any(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(linux, "KERNEL_LIMIT", 4095)
+        self.kernel_package("9.9.1", self.kernel(1))
+        assert failure() == "'./boot/vmlinuz-9.9.0-1-cloud-arm64' has 4096 bytes, expected at most 0 MiB"
 
     def test_a_package_without_a_kernel(self) -> None:
         self.package(KERNEL_PACKAGE, "9.9.1", "", {"usr/share/doc/readme": b""})

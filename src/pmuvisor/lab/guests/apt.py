@@ -137,6 +137,15 @@ def deb_field(deb: Path, field: str) -> str:
     return text
 
 
+def member_content(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
+    """Return a regular file of a package, of at most `limit` bytes. Raises GuestError for a larger one."""
+    if not 0 <= member.size <= limit:
+        raise GuestError(f"{member.name[:120]!r} has {member.size} bytes, expected at most {limit >> 20} MiB")
+    file = tar.extractfile(member)
+    assert file is not None  # of a regular file
+    return file.read()
+
+
 @contextmanager
 def deb_files(deb: Path) -> Iterator[tarfile.TarFile]:
     """Give the files of a package, to be read in their order, without unpacking them. Raises tarfile.TarError."""

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from pmuvisor.board.initramfs import CharDevice, Directory, Entry, File, Symlink, cpio_newc
 from pmuvisor.lab.guests import libraries
-from pmuvisor.lab.guests.apt import Apt, Progress, deb_field, deb_files
+from pmuvisor.lab.guests.apt import Apt, Progress, deb_field, deb_files, member_content
 from pmuvisor.lab.guests.cache import Slot, guest_folder
 from pmuvisor.lab.guests.errors import GuestError
 
@@ -116,10 +116,10 @@ def _slot() -> Slot:
 def cached_root() -> RootFiles | None:
     """The root that was fetched before, if it is there in full and of this layout."""
     found = _slot().cached()
-    if found is None or found[1].get("layout") != LAYOUT:
+    if found is None or found.facts.get("layout") != LAYOUT:
         return None
     try:
-        return RootFiles(found[0], found[1]["perf"], found[1]["busybox"])
+        return RootFiles(found.image, found.facts["perf"], found.facts["busybox"])
     except KeyError:
         return None
 
@@ -132,7 +132,7 @@ def fetch_root(progress: Progress, *, force: bool = False) -> RootFiles:
     with _slot().fetching() as work:
         fetched = _fetch_into(work, progress)
         facts = {"layout": LAYOUT, "perf": fetched.perf, "busybox": fetched.busybox}
-        image = _slot().commit(fetched.image, facts)
+        image = _slot().commit(fetched.image, facts).image
     return RootFiles(image, fetched.perf, fetched.busybox)
 
 
@@ -162,11 +162,7 @@ def _version(packages: Iterable[Path], name: str) -> str:
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if member.size > FILE_LIMIT:
-        raise GuestError(f"{member.name[:80]!r} has {member.size} bytes, more than any program of a guest's root")
-    file = tar.extractfile(member)
-    assert file is not None  # of a regular file
-    return file.read()
+    return member_content(tar, member, FILE_LIMIT)
 
 
 def root_entries(taken: Taken) -> list[Entry]:
