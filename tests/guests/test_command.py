@@ -75,6 +75,13 @@ def test_the_archive_has_init_and_the_command_and_whether_a_person_is_there() ->
     assert used["run/settings"][1] == b"interactive=1 rows=40 columns=100\nexport TERM='it'\"'\"'s'\n"
 
 
+def test_modules_are_where_init_loads_them_from() -> None:
+    out = unpacked(command_initrd(["true"], (), modules=[("b.ko", b"\x7fELF\0"), ("a.ko", b"")]))
+    assert stat.S_ISDIR(out["run/modules"][0])
+    assert (out["run/modules/b.ko"], out["run/modules/a.ko"]) == ((0o100644, b"\x7fELF\0"), (0o100644, b""))
+    assert not [name for name in unpacked(command_initrd(["true"], ())) if name.startswith("run/modules")]
+
+
 @pytest.mark.skipif(not shutil.which("sh"), reason="no sh here")
 def test_init_is_a_shell_script() -> None:
     init = files("pmuvisor.guests").joinpath("command", "init").read_text()
@@ -114,6 +121,8 @@ BAD_PLACES = [
     ("x:/init", "PATH is the guest's own; expected a place such as /root/NAME"),
     ("x:/bin", "PATH is the guest's own; expected a place such as /root/NAME"),
     ("x:/usr/lib", "PATH is the guest's own; expected a place such as /root/NAME"),
+    ("x:/run/modules", "PATH is the guest's own; expected a place such as /root/NAME"),
+    ("x:/run/modules/x.ko", "PATH is the guest's own; expected a place such as /root/NAME"),
     ("x:/run/command", "PATH is the guest's own; expected a place such as /root/NAME"),
 ]
 

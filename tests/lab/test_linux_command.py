@@ -12,8 +12,8 @@ import pytest
 from a64 import NE, SVC, Program, elf, movz, subs
 from pmuvisor.arch.cores import core
 from pmuvisor.board.machine import Status
-from pmuvisor.lab.guests import Added, cached_linux, cached_root
-from pmuvisor.lab.run import COMMAND_MEMORY, Request, run
+from pmuvisor.lab.guests import Added, KernelFiles, cached_linux, cached_root
+from pmuvisor.lab.run import COMMAND_MEMORY, Request, Result, run
 
 pytestmark = pytest.mark.skipif(
     cached_linux() is None or cached_root() is None,
@@ -86,3 +86,30 @@ def test_a_commands_input_output_and_end_are_the_command_lines() -> None:
     assert done.stdout == b"2\n" + typed
     assert done.returncode == 128 + 11
     assert done.stderr.startswith(b"linux: poweroff: the guest powered off\nthe command's exit status: 139\n")
+
+
+KERNEL = cached_linux()
+needs_module = pytest.mark.skipif(
+    KERNEL is None or KERNEL.spe_module is None, reason="the kernel came without a module"
+)
+
+
+def spe_run(*command: str) -> Result:
+    return run(Request("linux", core("max"), memory=COMMAND_MEMORY, timeout=120, command=command, spe=True))
+
+
+@needs_module
+def test_the_driver_of_a_guest_with_spe_is_loaded_before_its_command() -> None:
+    result = spe_run("cat", "/proc/modules", "/proc/device-tree/spe-pmu/compatible")
+    assert (result.status, result.exit_status) == (Status.POWEROFF, 0)
+    assert re.match(r"arm_spe_pmu \d+ .*\narm,statistical-profiling-extension-v1\0$", result.output)
+    assert "insmod" not in result.console
+
+
+def test_a_driver_that_the_kernel_refuses_is_named_on_the_console_and_the_command_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(KernelFiles, "modules", lambda _: (("arm_spe_pmu.ko", b"garbage"),))
+    result = spe_run("cat", "/proc/modules")
+    assert (result.status, result.exit_status, result.output) == (Status.POWEROFF, 0, "")
+    assert "insmod: can't insert '/run/modules/arm_spe_pmu.ko': invalid module format" in result.console

@@ -65,6 +65,8 @@ class Request:
     """Files of the user's, for the command."""
     terminal: guests.Terminal | None = None
     """The terminal at which a person uses the command; None where nobody does: no terminal is its output then."""
+    spe: bool = False
+    """The guest has SPE, the Statistical Profiling Extension."""
 
     def config(self) -> Config:
         """Return the machine that this run needs."""
@@ -242,7 +244,7 @@ def prepare_as(
 
 def _device_tree(request: Request, guest: _Guest, initrd: tuple[int, int] | None) -> bytes:
     try:
-        return virt_device_tree(request.memory, request.vcpus, guest.bootargs, initrd)
+        return virt_device_tree(request.memory, request.vcpus, guest.bootargs, initrd, spe=request.spe)
     except ValueError as error:
         raise RequestError(f"append: {error}") from None
 
@@ -291,7 +293,10 @@ def _command_initrd(request: Request) -> bytes:
     root = guests.cached_root()
     if root is None:
         raise guests.GuestError("linux: no programs for a command fetched yet: run `pmuvisor guest fetch perf`")
-    behind = guests.command_initrd(request.command, request.added, request.terminal, request.memory // 2)
+    # The module is only for the kernel that it was fetched with.
+    kernel = guests.cached_linux() if request.spe and request.kernel is None else None
+    modules = kernel.modules() if kernel else ()
+    behind = guests.command_initrd(request.command, request.added, request.terminal, request.memory // 2, modules)
     return load_initrd(root.image, request.memory) + behind
 
 

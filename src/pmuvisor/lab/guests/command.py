@@ -29,7 +29,9 @@ HOME: Final = "root"
 """Where a file goes that was given no place, and where the command starts; it is first in PATH."""
 MOUNTED: Final = ("dev", "proc", "sys")
 """Where the guest mounts something over what an initramfs holds."""
-OWN: Final = ("init", "run/command", "run/session", "run/settings")
+MODULES: Final = "run/modules"
+"""Where the modules are that /init loads."""
+OWN: Final = ("init", "run/command", "run/session", "run/settings", MODULES)
 """What /init needs for itself."""
 MAX_STATUS: Final = 255
 COMMAND_LIMIT: Final = 128 << 10
@@ -75,19 +77,25 @@ def added(text: str) -> Added:
     first, slash, rest = target.partition("/")
     if first in LINKS and slash:
         target = f"{LINKS[first]}/{rest}"
-    if first in MOUNTED or target in OWN or target in LINKS or target in ("", *FOLDERS):
+    own = target in OWN or target.startswith(f"{MODULES}/")
+    if own or first in MOUNTED or target in LINKS or target in ("", *FOLDERS):
         raise GuestError(f"add {text!r}: PATH is the guest's own; expected a place such as /{HOME}/NAME")
     return Added(Path(source), target)
 
 
 def command_initrd(
-    command: Sequence[str], files_added: Sequence[Added], terminal: Terminal | None = None, room: int = 1 << 30
+    command: Sequence[str],
+    files_added: Sequence[Added],
+    terminal: Terminal | None = None,
+    room: int = 1 << 30,
+    modules: Sequence[tuple[str, bytes]] = (),
 ) -> bytes:
-    """Return the archive that goes behind the root's; the files in it have at most `room` bytes.
+    """Return the archive that goes behind the root's; the user's files in it have at most `room` bytes.
 
     With a `terminal` a person is at the command's; else its output is a socket, and its input text up to an end of
-    file. Raises GuestError for a command that cannot be passed on, and for a file that cannot be read or is a program
-    of another machine.
+    file. `modules` are loaded before the command starts: names and contents, in the order of the names. Raises
+    GuestError for a command that cannot be passed on, and for a file that cannot be read or is a program of another
+    machine.
     """
     ours = files("pmuvisor.guests") / "command"
     archive = _Archive(room)
@@ -96,6 +104,10 @@ def command_initrd(
     archive.put(File("run/session", (ours / "session").read_bytes(), 0o755))
     archive.put(File("run/command", command_script(command), 0o755))
     archive.put(File("run/settings", _settings(terminal)))
+    if modules:
+        archive.put(Directory(MODULES))
+    for name, data in modules:
+        archive.put(File(f"{MODULES}/{name}", data))
     for one in files_added:
         archive.add(one.source, one.target)
     try:
