@@ -16,6 +16,7 @@ from pmuvisor import records
 from pmuvisor.arch import pmu
 from pmuvisor.arch.events import pmceid
 from pmuvisor.arch.pmu import Features, Pe
+from pmuvisor.arch.spe_record import SpeFeatures
 from pmuvisor.arch.sysreg import (
     MAX_EVENT_COUNTERS,
     PMUV3P0,
@@ -25,6 +26,7 @@ from pmuvisor.arch.sysreg import (
     PMUV3P7,
     PMUV3P8,
     PMUV3P9,
+    SPEV1P2,
 )
 
 FILE = "cores.toml"
@@ -104,6 +106,8 @@ class Core:
     """PMMIR_EL1, 32 bits."""
     events: tuple[int, ...] = COMMON_EVENTS
     """The common events that the core implements, ascending."""
+    spe_fds: bool = False
+    """FEAT_SPE_FDS: PMSDSFR_EL1 is there."""
     translated: tuple[tuple[int, int], ...] = ()
     """Of a core without PMUv3: common events, and the event of its own that KVM counts for each."""
     sources: Mapping[str, Source] = dataclasses.field(default_factory=dict, hash=False)
@@ -185,6 +189,7 @@ FIGURES: dict[str, _Rule] = {
     "mt": _FLAG,
     "aarch32": _FLAG,
     "spe": _number(len(SPE_VERSIONS) - 1),
+    "spe_fds": _FLAG,
     "pmmir": (f"0x0 to 0xfffffff, or fields of {', '.join(PMMIR_FIELDS)}", _number(0xFFF_FFFF)[1]),
     "mhz": _number(100_000),
     "product": ("the name of a product", lambda value: isinstance(value, str) and value != ""),
@@ -196,6 +201,8 @@ _OF_PMUV3 = ("implementer", "idcode", "hpmn0", "icntr", "mt", "pmmir", "events")
 """Figures that a core without PMUv3 does not have."""
 _OF_OTHERS = ("translated",)
 """Figures that only a core without PMUv3 has."""
+_OPTIONAL = ("spe_fds",)
+"""Figures that are false where the file does not say."""
 
 _IMPOSSIBLE: tuple[tuple[str, str, Callable[[Core], bool]], ...] = (
     (
@@ -214,6 +221,7 @@ _IMPOSSIBLE: tuple[tuple[str, str, Callable[[Core], bool]], ...] = (
         "expected false: FEAT_PMUv3_ICNTR comes with FEAT_FGT2 and FEAT_PMUv3p9 only",
         lambda core: core.icntr and not (core.fgt2 and core.pmuver >= PMUV3P9),
     ),
+    ("spe_fds", "expected false: FEAT_SPE_FDS comes with SPE only", lambda core: core.spe_fds and core.spe == 0),
     (
         "pmmir",
         "expected 0: PMMIR_EL1 comes with FEAT_PMUv3p4 only",
@@ -292,7 +300,7 @@ def _check_complete(name: str, values: dict[str, Any]) -> None:
     for figure in FIGURES:
         if figure in strange and figure in values:
             raise CoreError(f"core {name}: {figure}: expected none in a core {what} PMUv3")
-        if figure not in strange and figure not in values:
+        if figure not in strange and figure not in values and figure not in _OPTIONAL:
             raise CoreError(f"core {name}: {figure}: missing, expected {FIGURES[figure][0]}, with its source")
 
 
@@ -382,6 +390,31 @@ def make_pe(of: Core, counted: Iterable[int]) -> Pe:
     )
     pmu.reset(pe)
     return pe
+
+
+SPE_LOG_BYTES = 6
+"""PMSIDR_EL1.MaxSize and PMBIDR_EL1.Align: each record is 64 bytes."""
+SPE_INTERVAL = 4
+"""PMSIDR_EL1.Interval: 1024 operations at least."""
+SPE_COUNT_SIZE = 2
+"""PMSIDR_EL1.CountSize: counters of 12 bits."""
+SPE_INFLIGHT = 4
+"""How many records a unit holds before it has to write one. An assumption: no manual says."""
+
+
+def make_spe(of: Core) -> SpeFeatures:
+    """Return what a core has of SPE. FEAT_SPE_FnE is there from SPEv1p2.
+
+    Sizes and the interval are the Neoverse N1's (TRM 100616, PMSIDR_EL1 and PMBIDR_EL1), assumed for the others.
+    """
+    features = records.new(SpeFeatures)
+    features.pmsver = of.spe
+    features.fne = int(of.spe >= SPEV1P2)
+    features.fds = int(of.spe_fds)
+    features.lds = 1
+    features.interval, features.count_size = SPE_INTERVAL, SPE_COUNT_SIZE
+    features.max_size = features.align = SPE_LOG_BYTES
+    return features
 
 
 def set_features(features: Features, **values: Any) -> None:

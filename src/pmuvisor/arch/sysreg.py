@@ -43,6 +43,22 @@ HDFGRTR2_EL2 = encode(3, 4, 3, 1, 0)
 HDFGWTR2_EL2 = encode(3, 4, 3, 1, 1)
 ID_AA64DFR0_EL1 = encode(3, 0, 0, 5, 0)
 
+# The Statistical Profiling Extension
+PMSCR_EL1 = encode(3, 0, 9, 9, 0)
+PMSNEVFR_EL1 = encode(3, 0, 9, 9, 1)
+PMSICR_EL1 = encode(3, 0, 9, 9, 2)
+PMSIRR_EL1 = encode(3, 0, 9, 9, 3)
+PMSFCR_EL1 = encode(3, 0, 9, 9, 4)
+PMSEVFR_EL1 = encode(3, 0, 9, 9, 5)
+PMSLATFR_EL1 = encode(3, 0, 9, 9, 6)
+PMSIDR_EL1 = encode(3, 0, 9, 9, 7)
+PMBLIMITR_EL1 = encode(3, 0, 9, 10, 0)
+PMBPTR_EL1 = encode(3, 0, 9, 10, 1)
+PMBSR_EL1 = encode(3, 0, 9, 10, 3)
+PMSDSFR_EL1 = encode(3, 0, 9, 10, 4)
+PMBIDR_EL1 = encode(3, 0, 9, 10, 7)
+PMSCR_EL2 = encode(3, 4, 9, 9, 0)
+
 MAX_EVENT_COUNTERS = 31
 CYCLE = 31
 """The cycle counter's bit in every mask of counters (CYCLE_COUNTER_ID)."""
@@ -92,6 +108,69 @@ TYPER_TH_SHIFT = 32
 PMMIR_THWIDTH_SHIFT = 20
 PMMIR_EDGE_SHIFT = 24
 
+# PMSCR_EL1 and PMSCR_EL2: E0SPE and E1SPE are E0HSPE and E2SPE in the latter
+PMSCR_E0SPE = 1 << 0
+PMSCR_E1SPE = 1 << 1
+PMSCR_CX = 1 << 3
+PMSCR_PA = 1 << 4
+PMSCR_TS = 1 << 5
+PMSCR_PCT = 1 << 6
+
+# PMSIRR_EL1 and PMSICR_EL1
+PMSIRR_RND = 1 << 0
+PMSIRR_INTERVAL_SHIFT = 8
+PMSICR_COUNT = 0xFFFF_FFFF
+PMSICR_ECOUNT_SHIFT = 56
+
+# PMSFCR_EL1
+PMSFCR_FE = 1 << 0
+PMSFCR_FT = 1 << 1
+PMSFCR_FL = 1 << 2
+PMSFCR_FNE = 1 << 3
+PMSFCR_FDS = 1 << 4
+PMSFCR_B = 1 << 16
+PMSFCR_LD = 1 << 17
+PMSFCR_ST = 1 << 18
+
+# PMSIDR_EL1: FE, FT and FL are the three lowest bits
+PMSIDR_FILTERS = 7
+PMSIDR_ARCHINST_SHIFT = 3
+PMSIDR_LDS_SHIFT = 4
+PMSIDR_ERND_SHIFT = 5
+PMSIDR_FNE_SHIFT = 6
+PMSIDR_FDS_SHIFT = 7
+PMSIDR_INTERVAL_SHIFT = 8
+PMSIDR_MAXSIZE_SHIFT = 12
+PMSIDR_COUNTSIZE_SHIFT = 16
+
+# PMBLIMITR_EL1
+PMBLIMITR_E = 1 << 0
+PMBLIMITR_FM = 3 << 1
+PMBLIMITR_FM_DISCARD = 2 << 1
+PMBLIMITR_PMFZ = 1 << 5
+PMBLIMITR_LIMIT_SHIFT = 12
+
+# PMBSR_EL1
+PMBSR_FSC = 0x3F
+PMBSR_BSC_FULL = 1
+PMBSR_COLL = 1 << 16
+PMBSR_S = 1 << 17
+PMBSR_EA = 1 << 18
+PMBSR_DL = 1 << 19
+PMBSR_EC_SHIFT = 26
+PMBSR_EC_OTHER = 0x00
+PMBSR_EC_STAGE1 = 0x24
+PMBSR_EC_STAGE2 = 0x25
+FSC_TRANSLATION = 0x07
+"""A translation fault at level 3."""
+FSC_ALIGNMENT = 0x21
+
+# PMBIDR_EL1
+PMBIDR_P = 1 << 4
+PMBIDR_F = 1 << 5
+PMBIDR_EA_IGNORED = 1 << 8
+PMBIDR_MAXBUFFSIZE_SHIFT = 32
+
 # MDCR_EL2
 MDCR_HPMN = 0x1F
 MDCR_TPMCR = 1 << 5
@@ -99,7 +178,8 @@ MDCR_TPM = 1 << 6
 MDCR_HPME = 1 << 7
 MDCR_TDOSA = 1 << 10
 MDCR_TDRA = 1 << 11
-MDCR_E2PB = 3 << 12
+MDCR_E2PB_SHIFT = 12
+MDCR_E2PB = 3 << MDCR_E2PB_SHIFT
 MDCR_TPMS = 1 << 14
 MDCR_HPMD = 1 << 17
 MDCR_TTRF = 1 << 19
@@ -120,13 +200,27 @@ FGT_PMSELR = 19
 FGT_W_PMSWINC = 20
 FGT_W_PMCR = 21
 FGT_R_PMMIR = 22
+FGT_PMBLIMITR = 23
+FGT_PMBPTR = 24
+FGT_PMBSR = 25
+FGT_PMSCR = 26
+FGT_PMSEVFR = 27
+FGT_PMSFCR = 28
+FGT_PMSICR = 29
+FGT_R_PMSIDR = 30
+FGT_PMSIRR = 31
+FGT_PMSLATFR = 32
 FGT_PMUSERENR = 57
 FGT_R_PMCEIDN = 58
+FGT_NPMSNEVFR = 62
+"""Of this one a clear bit traps."""
+FGT_R_PMBIDR = 63
 
 # HDFGRTR2_EL2 and HDFGWTR2_EL2: bit numbers (a clear bit traps)
 FGT2_NPMICNTR = 2
 FGT2_NPMICFILTR = 3
 FGT2_NPMUACR = 4
+FGT2_NPMSDSFR = 19
 FGT2_W_NPMZR = 21
 
 # MDCR_EL3 and SCR_EL3: those that Non-secure state can see
@@ -134,6 +228,13 @@ MDCR_EL3_TPM = 1 << 6
 MDCR_EL3_ENPM2 = 1 << 7
 SCR_EL3_FGTEN = 1 << 27
 SCR_EL3_FGTEN2 = 1 << 59
+
+# ID_AA64DFR0_EL1.PMSVer
+PMSVER_SHIFT = 32
+SPE = 1
+SPEV1P1 = 2
+SPEV1P2 = 3
+SPEV1P4 = 5
 
 # ID_AA64DFR0_EL1.PMUVer
 PMUV3P0 = 1
@@ -202,7 +303,24 @@ BY_NAME |= {f"PMEVCNTR{n}_EL0": pmevcntr(n) for n in range(MAX_EVENT_COUNTERS)}
 BY_NAME |= {f"PMEVTYPER{n}_EL0": pmevtyper(n) for n in range(MAX_EVENT_COUNTERS)}
 """Every register named here, by its name in the Arm ARM."""
 _NAMES = {key: name for name, key in BY_NAME.items()}
-PMU_KEYS: tuple[int, ...] = tuple(sorted(key for name, key in BY_NAME.items() if name.startswith("PM")))
+SPE_SAMPLING_KEYS = (
+    PMSCR_EL1,
+    PMSNEVFR_EL1,
+    PMSICR_EL1,
+    PMSIRR_EL1,
+    PMSFCR_EL1,
+    PMSEVFR_EL1,
+    PMSLATFR_EL1,
+    PMSIDR_EL1,
+    PMSDSFR_EL1,
+)
+"""The keys of the Statistical Profiling Unit's registers that say what is sampled."""
+SPE_BUFFER_KEYS = (PMBLIMITR_EL1, PMBPTR_EL1, PMBSR_EL1, PMBIDR_EL1)
+"""The keys of those that say where records go."""
+SPE_KEYS: tuple[int, ...] = (*SPE_SAMPLING_KEYS, *SPE_BUFFER_KEYS)
+PMU_KEYS: tuple[int, ...] = tuple(
+    sorted(key for name, key in BY_NAME.items() if name.startswith("PM") and key not in (*SPE_KEYS, PMSCR_EL2))
+)
 """The keys of the registers of the PMU."""
 
 
