@@ -40,6 +40,8 @@ def sizes_of(cpus: int = 1, tasks: int = 1, events: int = 24, n: int = 6) -> dic
         "context_events": CONTEXT_EVENTS,
         "event_counters": n,
         "counter_width": 64,
+        "inflight": 2,
+        "spe_sessions": 2,
     }
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from pmuvisor.arch.pmu import Pe
-from pmuvisor.records import U1, U2, U3, U6, U8, U16, U33, U62, U64, Bits, Each, LedgerCount, Role, record
+from pmuvisor.arch.spe import Spu
+from pmuvisor.records import U1, U2, U3, U6, U8, U16, U32, U33, U62, U64, Bits, Each, LedgerCount, Role, record
 
 NO_EVENT = 0xFFFF
 NO_TASK = 0xFFFF
 NO_VCPU = 0xFFFF
 ANY_CPU = 0xFF
+NO_SESSION = 0xFF
 NO_COUNTER = 63
 """hw_perf_event.idx of an event that has no counter."""
 
@@ -126,6 +128,58 @@ class PmuHwEvents:
 
 
 @record
+class SpeSession:
+    """An event of arm_spe_pmu: struct perf_event, its AUX buffer, and the handle on that while it is open."""
+
+    attached: U1
+    """It is open."""
+    cpu: U8
+    """The CPU that it is for, or ANY_CPU for a task's."""
+    task: U16
+    """The task that it is for, or NO_TASK for a CPU's."""
+    state: U2
+    """STATE_OFF, STATE_INACTIVE or STATE_ACTIVE, as of a perf event."""
+    stopped: U1
+    """PERF_HES_STOPPED: it has no buffer to write to."""
+    pmscr: U8
+    pmsfcr: U64
+    pmsevfr: U64
+    pmslatfr: U16
+    pmsirr: U32
+    period_left: U64
+    """PMSICR_EL1 when it last stopped."""
+    base: U64
+    """Where its AUX buffer is in the kernel's memory."""
+    size: U32
+    """Bytes of the AUX buffer, a power of two."""
+    watermark: U32
+    """perf_event_attr.aux_watermark: after how many bytes the reader is woken."""
+    aux_head: U62
+    """Bytes that were put into the buffer since it was made (perf_event_mmap_page.aux_head)."""
+    aux_tail: U62
+    """Bytes that the reader has taken out."""
+    aux_wakeup: U62
+    handle_head: U62
+    """perf_output_handle.head: where the driver is while the handle is open."""
+    handle_size: U32
+    """Bytes that it may write."""
+    handle_wakeup: U62
+    handle_open: U1
+    aux_flags: U3
+    """PERF_AUX_FLAG_* of the handle: AUX_TRUNCATED, AUX_PARTIAL, AUX_COLLISION."""
+    truncated: U62
+    """How many of its AUX records lost data."""
+    padded: U62
+    """Bytes of padding that the driver has written."""
+    woken: U62
+    """How often the reader was woken."""
+    interrupts: LedgerCount
+    """How often PMBIRQ was the driver's."""
+    spurious: LedgerCount
+    """How often it was not (IRQ_NONE)."""
+
+
+@record
 class Task:
     """A thread: a process of the host's, or one that runs a vCPU."""
 
@@ -165,6 +219,9 @@ class Cpu:
     """One CPU of the host."""
 
     pe: Pe
+    spu: Spu
+    spe_session: U8
+    """The SPE session that is scheduled here, or NO_SESSION."""
     pmu: U8
     """Which of the host's PMUs it belongs to (arm_pmu.supported_cpus)."""
     hw: PmuHwEvents
@@ -185,3 +242,4 @@ class Host:
     cpus: Annotated[list[Cpu], Each("cpus")]
     tasks: Annotated[list[Task], Each("tasks")]
     events: Annotated[list[PerfEvent], Each("events")]
+    spe_sessions: Annotated[list[SpeSession], Each("spe_sessions")]
