@@ -21,6 +21,7 @@ MEAN_TICKS = 512
 """Between two events: an entity's delays are 1 to 1024 times 1000 ticks, so that no two entities are due at once."""
 SIZES = dict.fromkeys(("cpus", "cpu_words", "tasks", "events", "context_events", "vms", "vcpus", "executed"), 1)
 SIZES |= {"filter_words": 0, "event_counters": 1, "counter_width": 64, "kinds": 1, "entries": ENTITIES}
+SIZES |= {"inflight": 1, "spe_sessions": 1}
 
 
 class OrderError(RuntimeError):

@@ -70,6 +70,8 @@ class Machine:
             "filter_words": max((event >> 6 for event in denied), default=-1) + 1,
             "event_counters": counters,
             "counter_width": 64,
+            "inflight": 2,
+            "spe_sessions": 2,
         }
         self.world = records.new(World, sizes, checked=True)
         self.host = self.world.host
@@ -179,7 +181,7 @@ class Machine:
         pmu.increment_cycle_counter(cpu.pe, pmu.count_pmu_events(cpu.pe, el), instructions)
         self._note(c, el, in_guest, instructions)
         if in_guest:
-            world.vcpu_exit(self.world, c)
+            world.vcpu_exit(self.world, c, self.resident(c))
         if pmu.check_for_pmu_overflow(cpu.pe):
             world.handle_irq(self.world, c, self.resident(c))
         self.now += instructions
@@ -207,7 +209,7 @@ class Machine:
         outcome = access.AGAIN
         while outcome == access.AGAIN:
             outcome = access.guest_access(self.world, c, v, el, key, write, value, self.now)
-        world.vcpu_exit(self.world, c)
+        world.vcpu_exit(self.world, c, v)
         return outcome
 
     def access(self, c: int, name: str, write: int, value: int = 0) -> int:
@@ -226,7 +228,7 @@ class Machine:
         """Enter the guest and return the level of its PMU interrupt."""
         v = self.resident(c)
         world.vcpu_enter(self.world, c, v, self.now)
-        world.vcpu_exit(self.world, c)
+        world.vcpu_exit(self.world, c, v)
         return self.world.vcpus[v].irq_level
 
     def program_guest(self, c: int) -> None:

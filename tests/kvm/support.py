@@ -52,7 +52,7 @@ def make_vcpu(pe: Pe) -> Vcpu:
 def world_sizes(pe: Pe, vm: Vm) -> dict[str, int]:
     n = pe.core.event_counters
     sizes = {**sizes_of(pe), "cpus": 1, "cpu_words": 1, "tasks": 1, "events": n + 1, "context_events": n + 1}
-    return sizes | {"vms": 1, "vcpus": 1, "filter_words": vm.filter_words, "kinds": 1}
+    return sizes | {"inflight": 1, "spe_sessions": 0, "vms": 1, "vcpus": 1, "filter_words": vm.filter_words, "kinds": 1}
 
 
 def make_world(pe: Pe, vm: Vm, vcpu: Vcpu) -> World:

@@ -127,7 +127,7 @@ def test_pmcr_e_takes_effect_at_the_next_entry() -> None:
         assert emulated.trapped_write(host, 0, vm, vcpu, EL1, sysreg.PMCR_EL0, pmcr, m.now) == 0
         assert (vcpu.reload_pmu, m.event_of(0, 0).state) == (1, before)
         world.vcpu_enter(m.world, 0, 0, m.now)
-        world.vcpu_exit(m.world, 0)
+        world.vcpu_exit(m.world, 0, 0)
         assert (vcpu.reload_pmu, m.event_of(0, 0).state) == (0, after)
     # No request where E is as it was.
     assert emulated.trapped_write(host, 0, vm, vcpu, EL1, sysreg.PMCR_EL0, LC | E, m.now) == 0

@@ -50,7 +50,7 @@ def round_trip(world: World, el: int, key: int, write: int, value: int) -> int:
     outcome = guest_access(world, 0, 0, el, key, write, value, 0)
     if outcome == AGAIN:
         outcome = guest_access(world, 0, 0, el, key, write, value, 0)
-    worlds.vcpu_exit(world, 0)
+    worlds.vcpu_exit(world, 0, 0)
     samples = worlds.handle_irq(world, 0, 0)
     worlds.vcpu_put(world, 0, 0, 0)
     return outcome | (samples << 8)

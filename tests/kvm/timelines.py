@@ -47,6 +47,7 @@ class Lab:
             "filter_words": self.filter_words,
         }
         self.sizes |= {"event_counters": counters, "counter_width": 64, "kinds": len(KINDS), "entries": cpus + tasks}
+        self.sizes |= {"inflight": 4, "spe_sessions": 2}
         self.sizes |= {"executed": max(1, self.vcpus) * len(KINDS)}
         self.t = records.new(Timeline, self.sizes)
         for number, kind in enumerate(KINDS):

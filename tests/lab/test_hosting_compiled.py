@@ -21,6 +21,7 @@ from pmuvisor.lab.scenario import Activity, Scenario, TaskSpec
 
 SIZES = {"cpus": 2, "cpu_words": 1, "tasks": 3, "events": 4, "context_events": 2, "vms": 1, "vcpus": 2}
 SIZES |= {"filter_words": 0, "event_counters": 6, "counter_width": 64, "kinds": 2, "entries": 5, "executed": 4}
+SIZES |= {"inflight": 4, "spe_sessions": 0}
 
 FILE = """
 duration = "40ms"

@@ -88,11 +88,11 @@ class HostCpu:
 
     def put(self, now: int) -> None:
         """Exit the guest: the host has something to do."""
-        worlds.vcpu_exit(self.world, self.c)
+        worlds.vcpu_exit(self.world, self.c, self.v)
 
     def interrupt(self, now: int) -> None:
         """PMUIRQ, of a counter of the guest's or the host's: exit, let the handlers run, and enter the guest again."""
-        worlds.vcpu_exit(self.world, self.c)
+        worlds.vcpu_exit(self.world, self.c, self.v)
         worlds.handle_irq(self.world, self.c, self.v)
         worlds.vcpu_enter(self.world, self.c, self.v, now)
 

@@ -1,15 +1,15 @@
-"""The one door through which every guest access to a PMU register passes.
+"""The one door through which every guest access to a PMU or SPE register passes.
 
 Hardware decides first where the access goes (`arch.traps`). What it lets through acts on the hardware; what it traps to
-EL2 is handled by the VM's design between an exit and an entry. Nothing else in kvm/ or board/ reads or writes a guest's
-PMU register on the guest's behalf.
+EL2 is handled by KVM, for the PMU by the VM's design, between an exit and an entry. Nothing else in kvm/ or board/
+reads or writes one of these registers on the guest's behalf.
 """
 
 from __future__ import annotations
 
-from pmuvisor.arch import pmu, traps
+from pmuvisor.arch import pmu, spe, traps
 from pmuvisor.kvm import emulated, partitioned
-from pmuvisor.kvm import vcpu as life
+from pmuvisor.kvm import spe as kvm_spe
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import FREE, LAZY, UNDEF
 from pmuvisor.kvm.world import World
@@ -54,7 +54,7 @@ def _trapped(world: World, c: int, v: int, el: int, key: int, write: int, value:
     vcpu = world.vcpus[v]
     vm = world.vms[world.vm_of[v]]
     vcpu.trapped += 1
-    life.guest_exit(world.host.cpus[c].pe)
+    worlds.vcpu_exit(world, c, v)
     outcome = AGAIN
     if vm.design == LAZY and vcpu.residency == FREE:
         worlds.set_guest_ownership(world, c, v, now)
@@ -87,6 +87,40 @@ def trapped_write(world: World, c: int, v: int, el: int, key: int, value: int, n
         undefined = emulated.trapped_write(world.host, c, vm, vcpu, el, key, value, now)
     else:
         undefined = partitioned.trapped_write(world.host.cpus[c].pe, vm, vcpu, el, key, value)
+    if undefined == UNDEF:
+        return TRAPPED_UNDEFINED
+    return TRAPPED
+
+
+def guest_spe_access(world: World, c: int, v: int, el: int, key: int, write: int, value: int, now: int) -> int:
+    """Carry out a guest's MRS (`write` 0) or MSR of SPE register `key` at `el`, 0 or 1, by vCPU `v` on CPU `c`.
+
+    Returns DIRECT, TRAPPED, UNDEFINED or TRAPPED_UNDEFINED; what was read is in the vCPU's `value`.
+    """
+    cpu = world.host.cpus[c]
+    where = spe.access(cpu.pe, cpu.spu, el, key, write)
+    if where == traps.UNDEFINED:
+        return UNDEFINED
+    if where == traps.TRAP_EL2:
+        return _trapped_spe(world, c, v, key, write, value, now)
+    world.vcpus[v].spe_direct += 1
+    if write == 1:
+        spe.write(cpu.spu, key, value)
+    else:
+        world.vcpus[v].value = spe.read(cpu.spu, el, key)
+    return DIRECT
+
+
+def _trapped_spe(world: World, c: int, v: int, key: int, write: int, value: int, now: int) -> int:
+    vcpu = world.vcpus[v]
+    vm = world.vms[world.vm_of[v]]
+    vcpu.spe_trapped += 1
+    worlds.vcpu_exit(world, c, v)
+    if write == 1:
+        undefined = kvm_spe.trapped_write(world.host.cpus[c].spu, vm, vcpu, key, value)
+    else:
+        undefined = kvm_spe.trapped_read(world.host.cpus[c].spu, vm, vcpu, key)
+    worlds.vcpu_enter(world, c, v, now)
     if undefined == UNDEF:
         return TRAPPED_UNDEFINED
     return TRAPPED

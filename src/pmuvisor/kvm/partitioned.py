@@ -73,7 +73,7 @@ from pmuvisor.arch.sysreg import (
     is_pmevtyper,
     pmevcntr,
 )
-from pmuvisor.kvm import filters, lazy
+from pmuvisor.kvm import filters, lazy, spe
 from pmuvisor.kvm.vcpu import (
     DONE,
     FREE,
@@ -125,7 +125,7 @@ def mdcr_hpmn(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
 
 
 def setup_mdcr_el2(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
-    """State kvm_arm_setup_mdcr_el2(): MDCR_EL2 while `vcpu` is loaded; E2PB and E2TB stay zero.
+    """State kvm_arm_setup_mdcr_el2(): MDCR_EL2 while `vcpu` is loaded; E2TB stays zero, and so does E2PB without SPE.
 
     HPME keeps the host's range counting while the guest's PMCR_EL0.E governs only its own, and HLP keeps its counters
     as long as the host's PMCR_EL0.LP had them. Where the vCPU is FREE, or the CPU cannot run it, nothing is prohibited:
@@ -141,6 +141,8 @@ def setup_mdcr_el2(pe: Pe, vm: Vm, vcpu: Vcpu) -> int:
             mdcr |= MDCR_HCCD
     if not uses_fgt(pe, vm, vcpu):
         mdcr |= MDCR_TPM | MDCR_TPMCR
+    if vcpu.unsupported_cpu == 0:
+        mdcr = spe.mdcr_el2(vm, mdcr)
     return mdcr
 
 

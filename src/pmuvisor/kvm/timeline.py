@@ -120,7 +120,7 @@ def account(t: Timeline, c: int, until: int) -> None:
     for kind in range(len(t.kinds)):
         account_kind(t, c, kind, passed)
     if v != NO_VCPU:
-        worlds.vcpu_exit(t.world, c)
+        worlds.vcpu_exit(t.world, c, v)
 
 
 def account_kind(t: Timeline, c: int, kind: int, passed: int) -> None:

@@ -53,6 +53,23 @@ another."""
 
 
 @record
+class SpeContext:
+    """The registers of the Statistical Profiling Unit while they are not in it (ctxt_sys_reg)."""
+
+    pmscr_el1: U8
+    pmsicr: U64
+    pmsirr: U32
+    pmsfcr: U64
+    pmsevfr: U64
+    pmsnevfr: U64
+    pmslatfr: U16
+    pmsdsfr: U64
+    pmblimitr: U64
+    pmbptr: U64
+    pmbsr: U64
+
+
+@record
 class Vm:
     """What the vCPUs of one VM share."""
 
@@ -67,6 +84,12 @@ class Vm:
     """kvm->arch.arm_pmu: the PMU of the host that its counters are of."""
     supported_pmus: U16
     """kvm->arch.supported_cpus, by kind: bit p lets its vCPUs run on the CPUs of PMU p."""
+    spe: U1
+    """KVM_ARM_VCPU_SPE: its vCPUs have the Statistical Profiling Extension."""
+    spe_pinned: U1
+    """The buffer that the guest enables is pinned and mapped at stage 2 as a whole, then and there."""
+    spe_max_buffer: U64
+    """Bytes of the largest buffer that its guest may enable; 0 for any."""
     filter_words: U16
     denied: Annotated[list[int], Each("filter_words", 64)]
     """The event filter: bit e & 63 of word e >> 6 denies event e; events beyond the last word are allowed."""
@@ -101,6 +124,10 @@ class Vcpu:
     ccfiltr: U32
     irq_level: U1
     """The level of the guest's PMU interrupt, as of the last entry."""
+    spe: SpeContext
+    """Its profiling registers: the sampling ones while it is not loaded, the buffer's while it is not in the guest."""
+    spe_irq_level: U1
+    """The level of the guest's PMBIRQ, as of the last entry."""
     value: U64
     """What the last access through `access` read."""
     direct: LedgerCount
@@ -125,6 +152,15 @@ class Vcpu:
     perf_disabled: LedgerCount
     """How often one of them that was on was disabled."""
     perf_read: LedgerCount
+    spe_direct: LedgerCount
+    """Guest accesses to profiling registers that went to the hardware."""
+    spe_trapped: LedgerCount
+    spe_drained: LedgerCount
+    """Exits at which the guest's buffer was enabled, and had to be drained."""
+    spe_injected: LedgerCount
+    """Rises of the guest's PMBIRQ."""
+    spe_stage2: LedgerCount
+    """Faults of the guest's buffer at stage 2, which KVM resolved: what was sampled since the fault is lost."""
     perf_switched: LedgerCount
     """How often one of them was given a counter or had it taken: when the thread came or left, and when an event of its
     context was enabled, since perf then schedules all of them anew (ctx_resched)."""
@@ -138,6 +174,9 @@ class HostContext:
     selr: U5
     userenr: U7
     mdcr_el2: U64
+    spe: SpeContext
+    pmscr_el2: U8
+    """vcpu_spe.host_pmscr_el2"""
 
 
 def implemented_counter_mask(vm: Vm) -> int:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from typing import Annotated
 
 from pmuvisor.arch import pmu as arch_pmu
+from pmuvisor.arch import spe as arch_spe
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.pmu import reset as pmu_reset
+from pmuvisor.arch.spe_record import SpeFeatures
 from pmuvisor.arch.sysreg import INSTRUCTION
-from pmuvisor.kvm import emulated, lazy, partitioned, pmu, vcpu
+from pmuvisor.kvm import emulated, lazy, partitioned, pmu, spe, vcpu
 from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, GUEST_OWNED, HostContext, Vcpu, Vm
-from pmuvisor.linux import arm_pmuv3, perf, sched
-from pmuvisor.linux.host import NO_TASK, NO_VCPU, Cpu, Host
+from pmuvisor.linux import arm_pmuv3, arm_spe, perf, sched
+from pmuvisor.linux.host import NO_SESSION, NO_TASK, NO_VCPU, Cpu, Host
 from pmuvisor.records import Each, record
 
 
@@ -40,8 +42,16 @@ def boot_cpu(cpu: Cpu, pe: Pe, number: int) -> None:
     pmu_reset(cpu.pe)
     cpu.pmu = number
     cpu.current = NO_TASK
+    cpu.spe_session = NO_SESSION
     vcpu.guest_exit(cpu.pe)
     arm_pmuv3.reset(cpu)
+
+
+def boot_spu(cpu: Cpu, features: SpeFeatures, seed: int) -> None:
+    """Give a CPU of the host a Statistical Profiling Unit, which the driver finds; `seed` is of random intervals."""
+    cpu.spu.filter.core = features
+    arch_spe.reset(cpu.spu, seed)
+    arm_spe.reset_local(cpu)
 
 
 def create_vcpu(world: World, v: int, vm: int, task: int, first_event: int) -> None:
@@ -54,6 +64,7 @@ def create_vcpu(world: World, v: int, vm: int, task: int, first_event: int) -> N
     world.vcpus[v].first_event = first_event
     world.host.tasks[task].preempt_notifier = v
     vcpu.reset_registers(world.host.cpus[0].pe.core, world.vms[vm], world.vcpus[v])
+    spe.reset_registers(world.vcpus[v], vcpu.UNKNOWN)
 
 
 # ---- the guest's counters, while it is there ---------------------------------------------------------------
@@ -102,7 +113,7 @@ def is_supported(world: World, c: int, v: int) -> int:
 
 
 def vcpu_load(world: World, c: int, v: int, now: int) -> None:
-    """State kvm_arch_vcpu_load(), as far as the PMU goes. Whether the CPU can run the vCPU is asked before all else."""
+    """State kvm_arch_vcpu_load(), as far as the PMU and SPE go. Whether the CPU can run the vCPU comes first."""
     load_as(world, c, v, lazy.residency_at_load(world.vms[world.vm_of[v]], world.vcpus[v]), now)
 
 
@@ -114,7 +125,12 @@ def load_as(world: World, c: int, v: int, residency: int, now: int) -> None:
     takes = supported == 1 and residency == GUEST_OWNED
     if takes:
         reserve_counters(world, c, v, now)
+    if spe.is_here(vm, supported):
+        spe.drain_host(cpu.spu, world.saved[c])
+        spe.swap_in(cpu.spu, world.saved[c], world.vcpus[v])
     partitioned.load_as(cpu.pe, world.saved[c], vm, world.vcpus[v], supported, residency)
+    if spe.is_here(vm, supported):
+        own_buffer(world, c, v)
     if takes:
         cpu.hw.guest_resident = 1
         arm_pmuv3.armpmu_enable(cpu)
@@ -123,11 +139,32 @@ def load_as(world: World, c: int, v: int, residency: int, now: int) -> None:
     pmu.restore_guest(cpu)
 
 
-def vcpu_put(world: World, c: int, v: int, now: int) -> None:
-    """State kvm_arch_vcpu_put(), as far as the PMU goes."""
+def own_buffer(world: World, c: int, v: int) -> None:
+    """MDCR_EL2 has been written for a vCPU with SPE: the profiling buffer is the EL1&0 regime's, and that is its."""
     cpu = world.host.cpus[c]
+    cpu.spu.guest = v + 1
+    arch_spe.write_mdcr_el2(cpu.spu, cpu.pe.mdcr_el2)
+    arch_spe.isb(cpu.spu)
+    spe.fine_grained_traps(cpu.pe, cpu.spu, world.vms[world.vm_of[v]])
+
+
+def return_buffer(world: World, c: int, v: int) -> None:
+    """MDCR_EL2 is the host's again: so is the profiling buffer, and its sampling goes on."""
+    cpu = world.host.cpus[c]
+    arch_spe.write_mdcr_el2(cpu.spu, cpu.pe.mdcr_el2)
+    spe.put(cpu.spu, world.saved[c], world.vcpus[v])
+    cpu.spu.guest = arch_spe.HOST
+
+
+def vcpu_put(world: World, c: int, v: int, now: int) -> None:
+    """State kvm_arch_vcpu_put(), as far as the PMU and SPE go."""
+    cpu = world.host.cpus[c]
+    vm = world.vms[world.vm_of[v]]
+    spe_here = spe.is_here(vm, 1 - world.vcpus[v].unsupported_cpu)
     pmu.restore_host(cpu)
-    partitioned.vcpu_put(cpu.pe, world.saved[c], world.vms[world.vm_of[v]], world.vcpus[v])
+    partitioned.vcpu_put(cpu.pe, world.saved[c], vm, world.vcpus[v])
+    if spe_here:
+        return_buffer(world, c, v)
     if cpu.hw.guest_resident == 1:
         cpu.hw.guest_resident = 0
         release_counters(world, c, v, now)
@@ -151,6 +188,7 @@ def vcpu_reset(world: World, c: int, v: int) -> None:
     entry. In Linux newer than 6.12 none is released: a counter's value is then UNKNOWN and what its event had counted.
     """
     vcpu.reset_registers(world.host.cpus[c].pe.core, world.vms[world.vm_of[v]], world.vcpus[v])
+    spe.reset_registers(world.vcpus[v], vcpu.UNKNOWN)
 
 
 def is_emulated(vm: Vm) -> bool:
@@ -161,9 +199,13 @@ def is_emulated(vm: Vm) -> bool:
 def vcpu_enter(world: World, c: int, v: int, now: int) -> None:
     """Enter the guest of the vCPU that is loaded on CPU `c`: requests first, then its interrupt line."""
     check_requests(world, c, v, now)
+    cpu = world.host.cpus[c]
     if is_emulated(world.vms[world.vm_of[v]]):
         emulated.note_switched(world.host, world.vcpus[v])
-    vcpu.guest_enter(world.host.cpus[c].pe)
+    if world.vcpus[v].unsupported_cpu == 0:
+        spe.restore_guest_buffer(cpu.spu, world.vms[world.vm_of[v]], world.vcpus[v], v + 1)
+    vcpu.guest_enter(cpu.pe)
+    arch_spe.isb(cpu.spu)
     flush_hwstate(world, c, v)
 
 
@@ -180,13 +222,23 @@ def check_requests(world: World, c: int, v: int, now: int) -> None:
 
 
 def flush_hwstate(world: World, c: int, v: int) -> None:
-    """State kvm_pmu_flush_hwstate(): set the guest's interrupt line, on entry."""
+    """State kvm_pmu_flush_hwstate(), and its like for SPE: set the guest's interrupt lines, on entry."""
     partitioned.flush_hwstate(world.host.cpus[c].pe, world.vms[world.vm_of[v]], world.vcpus[v])
+    spe.flush_hwstate(world.vms[world.vm_of[v]], world.vcpus[v])
 
 
-def vcpu_exit(world: World, c: int) -> None:
-    """Leave the guest on CPU `c` for the host."""
-    vcpu.guest_exit(world.host.cpus[c].pe)
+def vcpu_exit(world: World, c: int, v: int) -> None:
+    """Leave the guest on CPU `c` for the host: its profiling buffer is drained, and KVM does what it has to about that.
+
+    Who has the guest's memory maps the page at its write pointer at stage 2 where `Vcpu.spe_stage2` has grown.
+    """
+    cpu = world.host.cpus[c]
+    vcpu.guest_exit(cpu.pe)
+    arch_spe.isb(cpu.spu)
+    if world.vcpus[v].unsupported_cpu == 0:
+        spe.save_guest_buffer(cpu.spu, world.vms[world.vm_of[v]], world.vcpus[v])
+        if spe.is_stage2_fault(world.vcpus[v]):
+            spe.resolve_stage2_fault(world.vcpus[v])
 
 
 def handle_irq(world: World, c: int, v: int) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pmuvisor import records
 from pmuvisor.arch import events
-from pmuvisor.arch.cores import Core, make_pe
+from pmuvisor.arch.cores import SPE_INFLIGHT, Core, make_pe, make_spe
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
 from pmuvisor.arch.sysreg import CYCLE
 from pmuvisor.arch.unpredictable import choices_reached
@@ -219,6 +219,8 @@ class Hosting:
             "filter_words": 0,
             "event_counters": self._counters,
             "counter_width": 64,
+            "inflight": SPE_INFLIGHT,
+            "spe_sessions": 0,
             "kinds": len(s.kinds),
             "entries": len(s.host.cpus) + tasks,
             "executed": max(1, self._vcpus) * len(s.kinds),
@@ -251,6 +253,7 @@ class Hosting:
     def _set_up_cpu(self, c: int, core: Core) -> None:
         pe = make_pe(core, COUNTED_EVENTS)
         world.boot_cpu(self.host.cpus[c], pe, self.scenario.host.cores.index(core))
+        world.boot_spu(self.host.cpus[c], make_spe(core), self.scenario.seed + c + 1)
         self.t.mhz[c] = core.mhz
         self.t.mux_at[c] = self.scenario.host.tick
 

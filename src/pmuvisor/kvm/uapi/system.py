@@ -13,7 +13,7 @@ from typing import Any
 
 from pmuvisor import records
 from pmuvisor.arch import pmu as arch_pmu
-from pmuvisor.arch.cores import Core, make_pe
+from pmuvisor.arch.cores import SPE_INFLIGHT, Core, make_pe, make_spe
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
 from pmuvisor.arch.pmu import Features
 from pmuvisor.arch.sysreg import CYCLE, PMCR_LP, PMUV3P5
@@ -64,11 +64,12 @@ def boot(
     vms: int = 1,
     vcpus: int = 8,
     perf_events: int = 0,
+    spe_sessions: int = 0,
 ) -> World:
     """Return a world whose host has these cores, by CPU, and room for `vms` VMs with `vcpus` vCPUs between them.
 
     `counted` are the events that the machine counts. `perf_events` is room for events of others than KVM: they have the
-    numbers after those of the vCPUs.
+    numbers after those of the vCPUs; `spe_sessions` is room for sessions of the SPE driver.
     """
     kinds = list(dict.fromkeys(of.name for of in cores))
     cpus = len(cores)
@@ -76,10 +77,11 @@ def boot(
     sizes = {"cpus": cpus, "cpu_words": (cpus + 31) // 32, "tasks": vcpus, "vms": vms, "vcpus": vcpus, "kinds": 0}
     sizes |= {"events": vcpus * (counters + 1) + perf_events, "context_events": counters + 1 + perf_events}
     sizes |= {"filter_words": max(nr_events(of.pmuver) for of in cores) >> 6}
-    sizes |= {"event_counters": counters, "counter_width": 64}
+    sizes |= {"event_counters": counters, "counter_width": 64, "inflight": SPE_INFLIGHT, "spe_sessions": spe_sessions}
     world = records.new(World, sizes)
     for c, of in enumerate(cores):
         worlds.boot_cpu(world.host.cpus[c], make_pe(of, counted), kinds.index(of.name))
+        worlds.boot_spu(world.host.cpus[c], make_spe(of), c + 1)
     return world
 
 
@@ -308,7 +310,7 @@ class System:
 
     def vcpu_exit(self, vcpu: Vcpu) -> None:
         """Leave it for the host."""
-        worlds.vcpu_exit(self.world, self.cpu)
+        worlds.vcpu_exit(self.world, self.cpu, vcpu.number)
 
     def handle_irq(self, vcpu: Vcpu) -> None:
         """The host takes PMUIRQ, if it is asserted, after an exit."""

@@ -165,7 +165,8 @@ def _groups(table: Table, on: Sequence[Core], long: bool) -> tuple[tuple[EventSp
 @functools.cache
 def _idle_cpu(core: Core) -> Cpu:
     """Return a CPU of `core` with a PMU that nobody uses."""
-    cpu = records.new(Cpu, {"event_counters": core.event_counters, "counter_width": 64, "context_events": 0})
+    sizes = {"event_counters": core.event_counters, "counter_width": 64, "context_events": 0, "inflight": 1}
+    cpu = records.new(Cpu, sizes)
     cpu.pe = make_pe(core, ())
     return cpu
 
