@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmuvisor import records
-from pmuvisor.compiled import compiled
 from pmuvisor.check.symbolic import Int, paths, symbolic, word
+from pmuvisor.compiled import compiled
 from pmuvisor.records import U1, U6, U33, U64, Bits, Each, LedgerCount, RecordError, Role, WidthError, record
 
 

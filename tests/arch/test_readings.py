@@ -26,8 +26,8 @@ from pmuvisor.arch.pmu import (
 )
 from pmuvisor.arch.sysreg import PMU_KEYS
 from pmuvisor.arch.traps import ALLOWED, access
-from pmuvisor.compiled import compiled
 from pmuvisor.check.symbolic import Int, paths, symbolic, word
+from pmuvisor.compiled import compiled
 
 ACCESS, COUNT, EVENT, CYCLES, INSTRUCTIONS, SW_INCREMENT, RESET = range(7)
 NOT_ALLOWED = 1 << 8
