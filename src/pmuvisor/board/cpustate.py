@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from unicorn import UC_ARCH_ARM64, UC_HOOK_INTR, UC_MODE_ARM, Uc
+from unicorn import UC_ARCH_ARM64, UC_HOOK_BLOCK, UC_HOOK_INTR, UC_MODE_ARM, Uc
 from unicorn import arm64_const as uc_const
 from unicorn.unicorn_py3.unicorn import uclib
 
@@ -75,6 +75,7 @@ class Layout:
     cpu_xregs: int
     cpu_exception: int
     cpu_io_pc: int
+    cpu_next_block: int
     cpu_pre_el_change: int
     cpu_post_el_change: int
     pc: int
@@ -207,6 +208,24 @@ def _io_pc(s: Scratch) -> int:
     return found.pop()
 
 
+def _next_block(s: Scratch) -> int:
+    """Offset in the CPU object of how many instructions the next block may have, where that is not -1."""
+    lengths: list[int] = []
+    hook = s.uc.hook_add(UC_HOOK_BLOCK, lambda uc, address, size, _: lengths.append(size))
+    state = np.frombuffer(peek(s.cpu, s.x0 - s.cpu), np.int32)
+    for offset in (4 * np.flatnonzero(state == -1)[:16]).tolist():
+        word = ctypes.c_int32.from_address(s.cpu + offset)
+        word.value = 2
+        lengths.clear()
+        s.run(*[0xD503201F] * 4)
+        found = lengths == [8, 8] and word.value == -1
+        word.value = -1
+        if found:
+            s.uc.hook_del(hook)
+            return int(offset)
+    raise UnsupportedUnicorn("cannot find how Unicorn limits a block inside it")
+
+
 def _el_change(s: Scratch, name: str) -> int:
     """Offset in the CPU object of the list of functions called when the exception level changes."""
     wanted = struct.pack("<Q", internal(name))
@@ -281,6 +300,7 @@ def layout() -> Layout:
         cpu_xregs=s.x0 - s.cpu,
         cpu_exception=exception,
         cpu_io_pc=_io_pc(s),
+        cpu_next_block=_next_block(s),
         cpu_pre_el_change=_el_change(s, "pmu_pre_el_change"),
         cpu_post_el_change=_el_change(s, "pmu_post_el_change"),
         pc=s.register(uc_const.UC_ARM64_REG_PC),

@@ -178,7 +178,6 @@ class Engine:
         self._on_sysreg = on_sysreg
         self._raised: BaseException | None = None
         self._in_callback = False
-        self._watches = 0
         self._limit = 0
         self._regions: list[object] = []
         self._layout = cpustate.layout()
@@ -236,7 +235,8 @@ class Engine:
             native.XREGS: x0, native.AT_PC: x0 + at.pc, native.AT_PSTATE: x0 + at.pstate, native.AT_DAIF: x0 + at.daif,
             native.AT_SYNDROME: x0 + at.syndrome, native.AT_FAULT: x0 + at.fault_address,
             native.AT_TARGET_EL: x0 + at.target_el, native.AT_EXCEPTION: cpu + at.cpu_exception,
-            native.AT_IO_PC: cpu + at.cpu_io_pc, native.AT_TTBR0: x0 + at.ttbr0, native.AT_TTBR1: x0 + at.ttbr1,
+            native.AT_IO_PC: cpu + at.cpu_io_pc, native.AT_NEXT_BLOCK: cpu + at.cpu_next_block,
+            native.AT_TTBR0: x0 + at.ttbr0, native.AT_TTBR1: x0 + at.ttbr1,
             native.AT_INVALIDATIONS: tcg + at.tcg_invalidations,
             native.AT_WORDS: self._words.ctypes.data, native.AT_ROWS: self._rows.ctypes.data,
             native.AT_ACTIONS: self._actions.ctypes.data, native.AT_VALUES: self._values.ctypes.data,
@@ -498,7 +498,7 @@ class Engine:
         for i, w in enumerate(watches):
             at = native.WATCH + 3 * i
             self._st[at : at + 3] = (w.lanes, w.els, min(w.target, (1 << 63) - 1))
-        self._watches = self._st[native.N_WATCH] = len(watches)
+        self._st[native.N_WATCH] = len(watches)
         self._look_soon()
 
     @property
@@ -673,10 +673,7 @@ class Engine:
             if error:
                 self.failure = f"Unicorn stopped at {self.pc:#x}: {UcError(error)}"
                 return Stop.FAILED
-            why = int(st[native.WHY])
-            if why == native.WHY_EDGE and st[native.EXACT] > 0:
-                why = self._exact(int(st[native.EXACT]), int(st[native.BLOCK_N]))
-            stop = self._outcome(why)
+            stop = self._outcome(int(st[native.WHY]))
             if stop is not None:
                 return stop
 
@@ -725,38 +722,6 @@ class Engine:
         st[native.DEADLINE] = time.monotonic_ns() + native.SLICE_NS
         return int(self._emu_start(self._handle, self.pc, 0, 0, 0))
 
-    def _exact(self, k: int, n: int) -> int:
-        """Run k of the n instructions of the block at the PC."""
-        st, pc = self._st, self.pc
-        st[native.LIMIT] = self.total + k
-        st[native.N_WATCH] = 0
-        end = pc + 4 * k
-        if k < n:
-            self._drop_block(pc, n)
-            self._uc.ctl_set_exits([end & MASK64])
-            st[native.UNTIL] = _signed(end)
-        error = self._slice()
-        st[native.N_WATCH] = self._watches  # a callback may have replaced those that held before
-        if k < n:
-            self._uc.ctl_set_exits([])
-            self._drop_block(pc, n)
-            st[native.UNTIL] = 0
-        why = int(st[native.WHY])
-        if error:
-            self.failure = f"Unicorn stopped at {self.pc:#x}: {UcError(error)}"
-            return native.WHY_FAILED
-        if why == native.WHY_NONE and k < n and self.pc == end & MASK64:
-            return native.WHY_EXIT
-        return why
-
-    def _drop_block(self, pc: int, n: int) -> None:
-        """Have a block translated anew; its code is the same, so what was decoded stays right."""
-        count = ctypes.c_int64.from_address(int(self._st[native.AT_INVALIDATIONS]))
-        known = count.value == self._st[native.INVALIDATIONS]
-        self._uc.ctl_remove_cache(pc, pc + 4 * n)
-        if known:
-            self._st[native.INVALIDATIONS] = count.value
-
     def _outcome(self, why: int) -> Stop | None:
         """What `run` returns after a slice that ended like this; None to go on."""
         if why == native.WHY_NONE:
@@ -767,7 +732,7 @@ class Engine:
         if why == native.WHY_STUCK:
             return Stop.STUCK
         if why == native.WHY_FAILED:
-            self.failure = self.failure or f"exception {self._st[native.EXACT]} at {self.pc:#x}"
+            self.failure = self.failure or f"exception {self._st[native.EXCEPTION]} at {self.pc:#x}"
             return Stop.FAILED
         return None
 

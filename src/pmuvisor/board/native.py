@@ -33,14 +33,13 @@ N_PAGES = 32
     LIMIT,
     N_WATCH,
     WHY,  # why a hook stopped the run
-    EXACT,  # how many instructions of the block at BLOCK may still run, when WHY is EDGE
+    EXCEPTION,  # what Unicorn stopped for, when WHY is FAILED
     IRQ,
     REQUEST,
     DETAIL,
     ILLEGAL_SPSR,  # an ERET would be illegal: every block must look whether one was
     ACC_A,  # packed detail counts since the lanes were last right: LD, ST, BR, PC_WRITE, 16 bits each
     ACC_B,  # BR_IMMED, BR_RETURN
-    UNTIL,  # address at which Unicorn imitates WFI during an exact run
     DEADLINE,  # monotonic nanoseconds
     STREAK,  # exceptions since an instruction retired
     STREAK_TOTAL,
@@ -104,6 +103,7 @@ N_PAGES = 32
     FN_RESET_DIRTY,
     AT_TLB,  # the TLB's tables, by MMU index: mask and address of each
     AT_PAGES,  # what is known of each physical page, one byte each; see `native_fill`
+    AT_NEXT_BLOCK,  # how many instructions Unicorn's next block may have; -1: as many as it likes
 ) = range(79)
 COUNT = 79  # [2][N_LANES]
 WATCH = COUNT + 2 * N_LANES  # [N_WATCHES][3]: lanes, els, target
@@ -111,8 +111,8 @@ PAGES = WATCH + 3 * N_WATCHES  # [N_PAGES] physical pages whose code changed
 COPY = PAGES + N_PAGES  # [2][N_LANES] lanes exact at the PC, for Python to read
 STATE_WORDS = COPY + 2 * N_LANES
 
-WHY_NONE, WHY_EDGE, WHY_LOOK, WHY_PAUSE, WHY_HVC, WHY_SMC, WHY_STUCK, WHY_FAILED, WHY_EXIT = range(9)
-# Look: a condition that Python evaluates (request, interrupt, illegal state). Pause: back to Python and on.
+WHY_NONE, WHY_LOOK, WHY_PAUSE, WHY_HVC, WHY_SMC, WHY_STUCK, WHY_FAILED = range(7)
+# Look: a condition that Python evaluates (limit, watch, request, interrupt...). Pause: back to Python and on.
 
 UNDEF, PASS, CONST, STORE, CLOCK, CALL = range(6)
 SPECIAL_NONE, SPECIAL_TLBI, SPECIAL_IC, SPECIAL_TTBR, SPECIAL_SCTLR, SPECIAL_TCR, SPECIAL_SPSR = range(7)
@@ -133,7 +133,6 @@ ROW_WORDS = 5  # address, tag, A, B, fall-through
 
 PSTATE_IL = 1 << 20
 PSTATE_I = 0x80
-WFI = 0xD503207F
 ESR_UNDEF = 0x0200_0000
 ESR_TRAP = 0x18 << 26 | 1 << 25
 ESR_EXTERNAL_DATA = 0x24 << 26 | 1 << 25 | 1 << 10 | 0x10  # FnV: which virtual address is not known here
@@ -371,9 +370,17 @@ def now_ns(st: Any) -> int:
     return st[SCRATCH] * 1_000_000_000 + st[SCRATCH2]
 
 
+@compiled
+def run_only(st: Any, k: int) -> None:
+    """Let Unicorn make a block of the next k instructions alone. Does not return; the slow way comes next."""
+    look_soon(st)
+    store32(st[AT_NEXT_BLOCK], k)
+    call(st[FN_LEAVE], st[CPU], 0, 0, 0, 0)
+
+
 @callback(types.void, types.voidptr, types.int64, types.int64)
 def on_slow_block(data: Any, address: int, n: int) -> None:
-    """The careful way past a block boundary: stop here, or charge the block and compute a new slack."""
+    """The careful way past a block boundary: stop here, or charge what may run, and compute a new slack."""
     st = carray(data, (STATE_WORDS,), np.int64)
     pstate = load32(st[AT_PSTATE])
     el = (pstate >> 2) & 1
@@ -384,16 +391,14 @@ def on_slow_block(data: Any, address: int, n: int) -> None:
         stop(st, WHY_LOOK)
         return
     k = room(st, address, n, el)
-    if k <= n:
-        st[EXACT], st[BLOCK_N] = k, n
-        stop(st, WHY_EDGE)
-        return
-    if st[IRQ] != 0 and load32(st[AT_DAIF]) & PSTATE_I == 0:
+    if k <= 0 or (st[IRQ] != 0 and load32(st[AT_DAIF]) & PSTATE_I == 0):
         stop(st, WHY_LOOK)
         return
     if now_ns(st) >= st[DEADLINE]:
         stop(st, WHY_PAUSE)
         return
+    if k < n:
+        run_only(st, k)
     st[BLOCK_N] = n
     st[COUNT + el * N_LANES + INST] += n
     if st[DETAIL] != 0:
@@ -420,14 +425,6 @@ def on_block(uc: int, address: int, size: int, data: Any) -> None:
 
 
 # --- exceptions -----------------------------------------------------------------------------------------------------
-
-
-@compiled
-def is_exit(st: Any, pc: int) -> bool:
-    """Whether a trapped WFI at EL0 is Unicorn's imitation of one, which ends an exact run, and not the guest's."""
-    if pc + 4 != st[UNTIL] or load32(st[AT_SYNDROME]) >> 26 != 1:
-        return False
-    return not (read_words(st, pc, 1) and load32(st[AT_WORDS]) == WFI)
 
 
 @compiled
@@ -467,10 +464,6 @@ def on_exception(uc: int, number: int, data: Any) -> None:
     st = carray(data, (STATE_WORDS,), np.int64)
     pc = load64(st[AT_PC])
     el = current_el(st)
-    if number == 1 and is_exit(st, pc):
-        store64(st[AT_PC], pc + 4)
-        stop(st, WHY_EXIT)
-        return
     if number == 3:
         settle(st, pc, el)
     else:
@@ -484,7 +477,7 @@ def on_exception(uc: int, number: int, data: Any) -> None:
         enter_exception(st, types.int64(number), el)
         bound_exceptions(st)
     else:
-        st[EXACT] = number
+        st[EXCEPTION] = number
         stop(st, WHY_FAILED)
 
 
