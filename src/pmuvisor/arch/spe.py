@@ -117,7 +117,8 @@ NEVER = 1 << 62
 STAGE2 = 1 << 6
 """In Spu.fault: the fault is stage 2's; the bits below are the fault status code, and 0 is no fault."""
 PAGE_SHIFT = 12
-MASK64 = (1 << 64) - 1
+OFFSET = (1 << PAGE_SHIFT) - 1
+"""The bits of an address that are within its page."""
 
 # Spu.unsynchronised
 SYNC_PMSCR_EL1 = 1 << 0
@@ -260,14 +261,14 @@ def writable(core: SpeFeatures, key: int) -> int:
             return 0xFFF
         return 0xFFFF
     if key == PMBLIMITR_EL1:
-        bits = (MASK64 ^ 0xFFF) | PMBLIMITR_FM | PMBLIMITR_E
+        bits = wrap(~OFFSET) | PMBLIMITR_FM | PMBLIMITR_E
         if core.pmsver >= SPEV1P2:
             bits |= PMBLIMITR_PMFZ
         return bits
     if key == PMBSR_EL1:
         return (0x3F << PMBSR_EC_SHIFT) | PMBSR_DL | PMBSR_EA | PMBSR_S | PMBSR_COLL | 0xFFFF
     if key in (PMBPTR_EL1, PMSDSFR_EL1):
-        return MASK64
+        return wrap(-1)
     return 0
 
 
@@ -588,6 +589,11 @@ def count_operations(spu: Spu, operations: int) -> int:
 # ---- the buffer ---------------------------------------------------------------------------------------------
 
 
+def wrap(value: int) -> int:
+    """Return 64 bits of `value`, which may be negative or have more, as a field holds them in every reading."""
+    return (value & ((1 << 63) - 1)) | (((value >> 63) & 1) << 63)
+
+
 def below(a: int, b: int) -> int:
     """Return 1 where `a` is below `b`, both of 64 bits, unsigned."""
     return (((~a & b) | ((~a | b) & (a - b))) >> 63) & 1
@@ -601,8 +607,8 @@ def management_event(spu: Spu, ec: int, mss: int) -> None:
 
 def room_for_record(spu: Spu, at: int) -> int:
     """Return 1 where a record of the largest size fits between `at` and the limit (SPEBufferIsFull())."""
-    limit = spu.seen.pmblimitr & (MASK64 ^ 0xFFF)
-    last = (limit - (1 << spu.filter.core.max_size)) & MASK64
+    limit = spu.seen.pmblimitr & ~OFFSET
+    last = wrap(limit - (1 << spu.filter.core.max_size))
     return (1 - below(last, at)) & (1 - below(limit, at)) & nonzero(limit)
 
 
@@ -637,11 +643,11 @@ def write_to_buffer(spu: Spu, size: int) -> int:
     if fault != 0:
         fault_event(spu, fault, 0)
         return 0
-    in_page = (1 << PAGE_SHIFT) - (spu.pointer & ((1 << PAGE_SHIFT) - 1))
+    in_page = (1 << PAGE_SHIFT) - (spu.pointer & OFFSET)
     if in_page < size:
         fault = translation_fault(spu, spu.pointer + in_page)
         if fault != 0:
-            spu.pointer = (spu.pointer + in_page) & MASK64
+            spu.pointer = wrap(spu.pointer + in_page)
             fault_event(spu, fault, 1)
             return 0
     advance(spu, 1, size)
@@ -650,7 +656,7 @@ def write_to_buffer(spu: Spu, size: int) -> int:
 
 def advance(spu: Spu, records: int, size: int) -> None:
     """The unit has written records of `size` bytes each: its pointer moves on, and the buffer may be full."""
-    spu.pointer = (spu.pointer + records * size) & MASK64
+    spu.pointer = wrap(spu.pointer + records * size)
     spu.initiated = min(255, spu.initiated + records)
     spu.written += records
     if room_for_record(spu, spu.pointer) == 0:
@@ -700,7 +706,7 @@ def form_record(spu: Spu, size: int, source: int) -> None:
     waiting = 0
     for i in range(spu.nr_pending):
         waiting += spu.pending[i]
-    if room_for_record(spu, (spu.pointer + waiting) & MASK64) == 0:
+    if room_for_record(spu, wrap(spu.pointer + waiting)) == 0:
         psb_csync(spu)
 
 
@@ -722,8 +728,8 @@ def records_to_service(spu: Spu) -> int:
         return NEVER
     if room_for_record(spu, spu.pointer) == 0:
         return 0
-    limit = spu.seen.pmblimitr & (MASK64 ^ 0xFFF)
-    room = ((limit - spu.pointer) & MASK64) >> spu.filter.core.max_size
+    limit = spu.seen.pmblimitr & ~OFFSET
+    room = wrap(limit - spu.pointer) >> spu.filter.core.max_size
     return room & (NEVER - 1)
 
 

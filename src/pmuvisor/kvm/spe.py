@@ -291,10 +291,10 @@ def trapped_write(spu: Spu, vm: Vm, vcpu: Vcpu, key: int, value: int) -> int:
 
 def buffer_size(vcpu: Vcpu) -> int:
     """Return how many bytes there are from the guest's write pointer to its limit; 0 where that is not above."""
-    limit = vcpu.spe.pmblimitr & (spe.MASK64 ^ 0xFFF)
+    limit = vcpu.spe.pmblimitr & ~spe.OFFSET
     if spe.below(vcpu.spe.pmbptr, limit) == 0:
         return 0
-    return (limit - vcpu.spe.pmbptr) & spe.MASK64
+    return spe.wrap(limit - vcpu.spe.pmbptr)
 
 
 def refuse_large_buffer(vm: Vm, vcpu: Vcpu) -> None:
