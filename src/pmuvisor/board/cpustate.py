@@ -31,6 +31,7 @@ SYSREG = tuple[int, int, int, int, int]
 
 SCR_EL3: SYSREG = (3, 6, 1, 1, 0)
 HCR_EL2: SYSREG = (3, 4, 1, 1, 0)
+CONTEXTIDR_EL1: SYSREG = (3, 0, 13, 0, 1)
 
 
 class UnsupportedUnicorn(RuntimeError):
@@ -83,6 +84,7 @@ class Layout:
     daif: int
     ttbr0: int
     ttbr1: int
+    contextidr: int
     syndrome: int
     fault_address: int
     target_el: int
@@ -159,6 +161,11 @@ class Scratch:
     def register(self, regid: int) -> int:
         old = self.uc.reg_read(regid)
         return self.offset(lambda: self.uc.reg_write(regid, old ^ 0x1230), lambda: self.uc.reg_write(regid, old))
+
+    def system_register(self, encoding: SYSREG) -> int:
+        old = self.uc.cpr_read(*encoding)
+        return self.offset(lambda: self.uc.cpr_write(*encoding, old ^ 0x1230),
+                           lambda: self.uc.cpr_write(*encoding, old))  # fmt: skip
 
 
 def _exceptions(s: Scratch) -> tuple[int, int]:
@@ -308,6 +315,7 @@ def layout() -> Layout:
         daif=daif,
         ttbr0=s.register(uc_const.UC_ARM64_REG_TTBR0_EL1),
         ttbr1=s.register(uc_const.UC_ARM64_REG_TTBR1_EL1),
+        contextidr=s.system_register(CONTEXTIDR_EL1),
         syndrome=syndrome,
         fault_address=syndrome + 8,
         target_el=syndrome + 16,

@@ -30,7 +30,7 @@ import mmap
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 import numpy as np
 import numpy.typing as npt
@@ -48,12 +48,13 @@ from unicorn import arm64_const as uc_const
 from unicorn.unicorn_py3.unicorn import uclib
 
 from pmuvisor.arch.sysreg import encode
-from pmuvisor.board import cpustate, engine_fill, native, native_fill
+from pmuvisor.board import cpustate, engine_fill, native, native_decode, native_fill
 from pmuvisor.board import engine_registers as registers
+from pmuvisor.board.engine_profile import Profile, Profiler, Records
 from pmuvisor.board.engine_registers import Action
 from pmuvisor.board.native_memory import CFunction
 
-__all__ = ["Action", "Engine", "EngineFailure", "GuestMemory", "Lane", "MemoryBoundsError", "Stop", "Watch"]
+__all__ = ["Action", "Barrier", "Engine", "EngineFailure", "GuestMemory", "Lane", "MemoryBoundsError", "Stop", "Watch"]
 
 RAM_BASE = 0x4000_0000
 MASK64 = (1 << 64) - 1
@@ -104,6 +105,20 @@ class Stop(IntEnum):
     """Exceptions are taken for ever without one instruction retiring."""
     FAILED = 8
     """The engine cannot go on; `failure` says why."""
+    PROFILE = 9
+    """There are as many records as the profile has room for."""
+    BARRIER = 10
+    """The PC is past one of `barriers`; `barrier` says which."""
+
+
+class Barrier(IntFlag):
+    """Instructions that a run can be stopped behind."""
+
+    PSB = native_decode.BARRIER_PSB
+    """PSB CSYNC."""
+    DSB = native_decode.BARRIER_DSB
+    """With any option; SSBB and PSSBB are two of them."""
+    ISB = native_decode.BARRIER_ISB
 
 
 @dataclass(frozen=True)
@@ -175,10 +190,13 @@ class Engine:
         self.ram = ram
         self.failure = ""
         self.immediate = 0
+        self.barrier = Barrier(0)
+        """The barrier that the last Stop.BARRIER was for."""
         self._on_sysreg = on_sysreg
         self._raised: BaseException | None = None
         self._in_callback = False
         self._limit = 0
+        self._profiler: Profiler | None = None
         self._regions: list[object] = []
         self._layout = cpustate.layout()
         self._uc = cpustate.new_unicorn()
@@ -226,6 +244,7 @@ class Engine:
         self._emu_start = ctypes.CFUNCTYPE(ctypes.c_int, p, u, u, u, ctypes.c_size_t)(cpustate.exported("uc_emu_start"))
         self._counts = ctypes.CFUNCTYPE(None, p)(native.on_counts.address)
         self._forget_decoded = ctypes.CFUNCTYPE(None, p)(native.on_forget.address)
+        self._block_done = ctypes.CFUNCTYPE(None, p)(native.on_block_done.address)
 
     def _bind_state(self) -> None:
         st, at, x0, cpu = self._st, self._layout, self._xregs, self._cpu
@@ -515,6 +534,21 @@ class Engine:
             return
         self._settle()
         self._st[native.DETAIL] = int(on)
+        self._st[native.DECODE] = int(on or self.barriers)
+
+    @property
+    def barriers(self) -> Barrier:
+        """Behind which barriers `run` stops, at once and with Stop.BARRIER. To be set between runs or in `on_sysreg`.
+
+        Every block is looked up while there are any, which costs what `detail` does.
+        """
+        return Barrier(int(self._st[native.BARRIERS]))
+
+    @barriers.setter
+    def barriers(self, mask: Barrier) -> None:
+        self._st[native.BARRIERS] = int(mask)
+        self._st[native.DECODE] = int(mask or self.detail)
+        self._look_soon()
 
     @property
     def irq_line(self) -> bool:
@@ -559,6 +593,32 @@ class Engine:
             if limit < self._fast[native.LIMIT]:
                 self._fast[native.LIMIT] = limit
             self._look_soon()
+
+    # --- profiling --------------------------------------------------------------------------------------------------
+
+    def profile(self, profile: Profile | None) -> None:
+        """Sample operations from now on as `profile` says, or no more; see `engine_profile`.
+
+        To be set between runs or in `on_sysreg`, whose access is then the first operation if it retires, but not in an
+        MMIO callback. Records that were not taken stay. ValueError for a profile that cannot be.
+        """
+        if self._profiler is None:
+            if profile is None:
+                return
+            self._profiler = Profiler(self._st, self._xregs + self._layout.contextidr, self._zva_bytes())
+        if self._st[native.IN_MMIO]:
+            raise EngineFailure("an MMIO access cannot change what is sampled")
+        self._profiler.set(profile, self.counts())
+        self._look_soon()
+
+    def take_records(self) -> Records:
+        """The records since the last call. Between runs and in callbacks, exact there as `counts` is."""
+        if self._profiler is None:
+            return Records(b"", (), 0, 0, 0, 0)
+        return self._profiler.take(self.counts())
+
+    def _zva_bytes(self) -> int:
+        return 4 << (self.read_register(*registers.PASS["DCZID_EL0"]) & 15)
 
     # --- exceptions -------------------------------------------------------------------------------------------------
 
@@ -691,6 +751,12 @@ class Engine:
                 self.invalidate_code()
             if request & native.REQUEST_STOP:
                 return Stop.REQUEST
+        if st[native.BARRIER_PASSED]:
+            self.barrier = Barrier(int(st[native.BARRIER_PASSED]))
+            st[native.BARRIER_PASSED] = 0
+            return Stop.BARRIER
+        if st[native.PROFILE_LOOK] and self._profiler is not None and self._profiler.full():
+            return Stop.PROFILE
         lanes = self.counts()
         if int(lanes[:, Lane.INST].sum()) >= st[native.LIMIT]:
             return Stop.LIMIT
@@ -720,7 +786,10 @@ class Engine:
         self._look_soon()
         st[native.EXC_LEFT] = native.EXCEPTIONS_PER_SLICE
         st[native.DEADLINE] = time.monotonic_ns() + native.SLICE_NS
-        return int(self._emu_start(self._handle, self.pc, 0, 0, 0))
+        error = int(self._emu_start(self._handle, self.pc, 0, 0, 0))
+        if st[native.SAMPLE] | st[native.BARRIER]:
+            self._block_done(self._at_state)
+        return error
 
     def _outcome(self, why: int) -> Stop | None:
         """What `run` returns after a slice that ended like this; None to go on."""

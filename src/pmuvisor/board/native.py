@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import carray, types
 
-from pmuvisor.board.native_decode import A_PC, classify
+from pmuvisor.board.native_decode import A_PC, barrier, classify
 from pmuvisor.board.native_memory import as_pointer, call, callback, compiled, load8, load32, load64, store32, store64
 
 N_LANES = 10
@@ -37,6 +37,7 @@ N_PAGES = 32
     IRQ,
     REQUEST,
     DETAIL,
+    DECODE,  # blocks are looked up in the decode cache: for DETAIL, or for BARRIERS
     ILLEGAL_SPSR,  # an ERET would be illegal: every block must look whether one was
     ACC_A,  # packed detail counts since the lanes were last right: LD, ST, BR, PC_WRITE, 16 bits each
     ACC_B,  # BR_IMMED, BR_RETURN
@@ -104,8 +105,20 @@ N_PAGES = 32
     AT_TLB,  # the TLB's tables, by MMU index: mask and address of each
     AT_PAGES,  # what is known of each physical page, one byte each; see `native_fill`
     AT_NEXT_BLOCK,  # how many instructions Unicorn's next block may have; -1: as many as it likes
-) = range(79)
-COUNT = 79  # [2][N_LANES]
+    BARRIERS,  # instructions to stop behind: bits of `native_decode.barrier`
+    BARRIER,  # that with which the block in progress ends
+    BARRIER_PASSED,  # one that was executed, for Python to look at
+    PROFILE,  # exception levels at which operations are sampled; 0: no profiling. See `native_spe`
+    PROFILE_AT,  # which of the instructions counted there, since the beginning, is the next sample
+    PROFILE_LOOK,  # there must not be another sample before Python has looked
+    SAMPLE,  # the sampled operation is one of the block in progress
+    AT_PROFILE,
+    FN_SAMPLE_PLAN,
+    FN_SAMPLE_NEXT,
+    FN_SAMPLE_CUT,
+    FN_SAMPLE_ACCESS,
+) = range(92)
+COUNT = 92  # [2][N_LANES]
 WATCH = COUNT + 2 * N_LANES  # [N_WATCHES][3]: lanes, els, target
 PAGES = WATCH + 3 * N_WATCHES  # [N_PAGES] physical pages whose code changed
 COPY = PAGES + N_PAGES  # [2][N_LANES] lanes exact at the PC, for Python to read
@@ -129,7 +142,7 @@ SLICE_NS = 40_000_000
 EXCEPTIONS_PER_SLICE = 50_000
 STUCK_AFTER = 5_000
 ROWS = 1 << 14
-ROW_WORDS = 5  # address, tag, A, B, fall-through
+ROW_WORDS = 6  # address, tag, A, B, fall-through, barriers
 
 PSTATE_IL = 1 << 20
 PSTATE_I = 0x80
@@ -214,6 +227,10 @@ def uncharge_tail(st: Any, at: int, pc: int, ran: int) -> None:
 def interrupt_block(st: Any, pc: int, el: int) -> None:
     """The block in progress was charged in full but ends before `pc`."""
     ran = (pc - st[BLOCK]) >> 2
+    if st[SAMPLE] != 0:
+        call(st[FN_SAMPLE_CUT], st[SELF], ran, 0, 0, 0)
+        st[SAMPLE] = 0
+    st[BARRIER] = 0
     if 0 <= ran < st[BLOCK_N]:
         uncharge_tail(st, COUNT + el * N_LANES, pc, ran)
         st[FALL] = NOWHERE
@@ -284,14 +301,50 @@ def room(st: Any, address: int, n: int, el: int) -> int:
 
 
 @compiled
+def sample_left(st: Any) -> int:
+    """How many instructions, of those that are counted for it, there are up to the next sample, that one included."""
+    left = st[PROFILE_AT]
+    for el in range(2):
+        if (st[PROFILE] >> el) & 1:
+            left -= st[COUNT + el * N_LANES + INST]
+    return left
+
+
+@compiled
+def sample_room(st: Any, address: int, n: int, el: int) -> int:
+    """`room` for profiling; sets SAMPLE where the next sample is in what may run."""
+    left = sample_left(st)
+    if not (st[PROFILE] >> el) & 1 or left > n:
+        return n + 1
+    return call(st[FN_SAMPLE_PLAN], st[SELF], address, n, el, left - 1)
+
+
+@compiled
+def barrier_room(st: Any, address: int, n: int) -> int:
+    """`room` for barriers; sets BARRIER where the block ends with one and there is none before."""
+    if load64(decoded_row(st, address, n) + 40) & st[BARRIERS] == 0 or not read_words(st, address, n):
+        return n + 1
+    for i in range(n):
+        found = barrier(load32(st[AT_WORDS] + 4 * i)) & st[BARRIERS]
+        if found != 0:
+            st[BARRIER] = found
+            return i + 1
+    return n + 1
+
+
+@compiled
 def new_slack(st: Any) -> int:
-    """How many instructions can surely be charged without reaching the limit or a watch."""
+    """How many instructions can surely be charged without reaching the limit, a watch or a sample."""
     slack = min(HEARTBEAT, st[LIMIT] - total(st))
     if st[IRQ] | st[REQUEST] | st[ILLEGAL_SPSR] != 0:
         slack = 0
     pending = 1 if st[FALL] != NOWHERE else 0
     for i in range(st[N_WATCH]):
         slack = min(slack, (watch_left(st, i) - pending) // max(1, weight(st[WATCH + 3 * i])))
+    if st[SAMPLE] | st[BARRIER] != 0:
+        return -1
+    if (st[PROFILE] >> current_el(st)) & 1:
+        slack = min(slack, sample_left(st) - 1)
     return slack
 
 
@@ -316,31 +369,40 @@ def new_generation(st: Any) -> None:
 @compiled
 def fill_row(st: Any, row: int, address: int, tag: int, n: int) -> None:
     """Decode a block into its row of the decode cache."""
-    a, b = 0, 0
+    a, b, barriers = 0, 0, 0
     if read_words(st, address, n):
         for i in range(n):
-            one_a, one_b = classify(load32(st[AT_WORDS] + 4 * i))
+            word = load32(st[AT_WORDS] + 4 * i)
+            one_a, one_b = classify(word)
             a += one_a
             b += one_b
+            barriers |= barrier(word)
     store64(row, address)
     store64(row + 8, tag)
     store64(row + 16, a)
     store64(row + 24, b & 0xFFFFFFFF)
     store64(row + 32, address + 4 * n if b >> 32 else NOWHERE)
+    store64(row + 40, barriers)
 
 
 @compiled
-def charge_detail(st: Any, address: int, n: int) -> None:
-    """Charge a block's decoded lanes, from the decode cache's row if that holds this block."""
-    fall = st[FALL]
+def decoded_row(st: Any, address: int, n: int) -> int:
+    """Where the decode cache has a block."""
     if load64(st[AT_INVALIDATIONS]) != st[INVALIDATIONS]:
         call(st[FN_FILL_ROW], st[SELF], 0, 0, 0, 0)
-    # No `if`: it would be as unpredictable to the host as the guest's branch was.
-    taken = types.int64(fall != NOWHERE) & types.int64(fall != address)
     row = st[AT_ROWS] + ((address >> 2) & (ROWS - 1)) * (ROW_WORDS * 8)
     tag = (st[TAG_HIGH] if address < 0 else st[TAG_LOW]) ^ n
     if load64(row) != address or load64(row + 8) != tag:
         call(st[FN_FILL_ROW], st[SELF], row, address, tag, n)
+    return row
+
+
+@compiled
+def charge_detail(st: Any, address: int, row: int) -> None:
+    """Charge a block's decoded lanes from its row of the decode cache."""
+    fall = st[FALL]
+    # No `if`: it would be as unpredictable to the host as the guest's branch was.
+    taken = types.int64(fall != NOWHERE) & types.int64(fall != address)
     st[ACC_A] += load64(row + 16) + taken * A_PC
     st[ACC_B] += load64(row + 24)
     st[FALL] = load64(row + 32)
@@ -348,7 +410,7 @@ def charge_detail(st: Any, address: int, n: int) -> None:
 
 @callback(types.void, types.voidptr, types.int64, types.int64, types.int64, types.int64)
 def on_row_miss(data: Any, row: int, address: int, tag: int, n: int) -> None:
-    """Called by `charge_detail`, through a pointer: its own code stays short."""
+    """Called by `decoded_row`, through a pointer: its own code stays short."""
     st = carray(data, (STATE_WORDS,), np.int64)
     if row == 0:
         new_generation(st)
@@ -371,8 +433,21 @@ def now_ns(st: Any) -> int:
 
 
 @compiled
+def block_done(st: Any, address: int) -> None:
+    """The block in progress has run to its end, and the instruction at `address` comes after it."""
+    if st[SAMPLE] != 0:
+        call(st[FN_SAMPLE_NEXT], st[SELF], address, 0, 0, 0)
+        st[SAMPLE] = 0
+    if st[BARRIER] != 0:
+        st[BARRIER_PASSED] = st[BARRIER]
+        st[BARRIER] = 0
+
+
+@compiled
 def run_only(st: Any, k: int) -> None:
     """Let Unicorn make a block of the next k instructions alone. Does not return; the slow way comes next."""
+    st[SAMPLE] = 0
+    st[BARRIER] = 0
     look_soon(st)
     store32(st[AT_NEXT_BLOCK], k)
     call(st[FN_LEAVE], st[CPU], 0, 0, 0, 0)
@@ -387,7 +462,8 @@ def on_slow_block(data: Any, address: int, n: int) -> None:
     st[BLOCK], st[BLOCK_N] = address, 0
     spill(st, el)
     settle(st, address, el)
-    if address & 3 != 0 or pstate & PSTATE_IL != 0 or st[REQUEST] != 0:
+    block_done(st, address)
+    if address & 3 != 0 or pstate & PSTATE_IL != 0 or st[REQUEST] | st[PROFILE_LOOK] | st[BARRIER_PASSED] != 0:
         stop(st, WHY_LOOK)
         return
     k = room(st, address, n, el)
@@ -397,12 +473,16 @@ def on_slow_block(data: Any, address: int, n: int) -> None:
     if now_ns(st) >= st[DEADLINE]:
         stop(st, WHY_PAUSE)
         return
+    if st[BARRIERS] != 0:
+        k = min(k, barrier_room(st, address, n))
+    if st[PROFILE] != 0:
+        k = min(k, sample_room(st, address, n, el))
     if k < n:
         run_only(st, k)
     st[BLOCK_N] = n
     st[COUNT + el * N_LANES + INST] += n
     if st[DETAIL] != 0:
-        charge_detail(st, address, n)
+        charge_detail(st, address, decoded_row(st, address, n))
         spill(st, el)
     st[SLACK] = new_slack(st)
     st[SLACK_BASE] = st[SLACK]
@@ -417,11 +497,16 @@ def on_block(uc: int, address: int, size: int, data: Any) -> None:
     if slack < 0 or address & 3 != 0:
         call(st[FN_SLOW_BLOCK], st[SELF], address, n, 0, 0)
         return
+    if st[DECODE] != 0:
+        row = decoded_row(st, address, n)
+        if load64(row + 40) & st[BARRIERS] != 0:
+            call(st[FN_SLOW_BLOCK], st[SELF], address, n, 0, 0)
+            return
+        if st[DETAIL] != 0:
+            charge_detail(st, address, row)
     st[SLACK] = slack
     st[BLOCK] = address
     st[BLOCK_N] = n
-    if st[DETAIL] != 0:
-        charge_detail(st, address, n)
 
 
 # --- exceptions -----------------------------------------------------------------------------------------------------
@@ -438,7 +523,7 @@ def enter_exception(st: Any, number: int, el: int) -> None:
     st[IN_ENTRY] = 1
     call(st[FN_INTERRUPT], st[CPU], 0, 0, 0, 0)
     st[IN_ENTRY] = 0
-    if st[N_WATCH] != 0:
+    if st[N_WATCH] | st[PROFILE] != 0:
         look_soon(st)
     now = total(st)
     st[STREAK] = st[STREAK] + 1 if now == st[STREAK_TOTAL] else 0
@@ -466,6 +551,7 @@ def on_exception(uc: int, number: int, data: Any) -> None:
     el = current_el(st)
     if number == 3:
         settle(st, pc, el)
+        block_done(st, pc)
     else:
         interrupt_block(st, pc, el)
     st[BLOCK_N] = 0
@@ -489,7 +575,7 @@ def on_el_change(cpu: int, data: Any) -> None:
         el = current_el(st)
         spill(st, el)
         st[COUNT + el * N_LANES + EXC_RETURN] += 1
-        if st[N_WATCH] != 0:
+        if st[N_WATCH] | st[PROFILE] != 0:
             look_soon(st)
 
 
@@ -663,6 +749,8 @@ def access(st: Any, reg: int, cp: int, read: int) -> int:
     # stop that the access asked for exact.
     store64(st[AT_PC], pc + 4)
     st[COUNT + el * N_LANES + INST] += 1
+    if st[PROFILE] != 0:
+        call(st[FN_SAMPLE_ACCESS], st[SELF], pc, el, 0, 0)
     call(st[FN_LEAVE], st[CPU], 0, 0, 0, 0)
     return 1
 
@@ -691,6 +779,8 @@ def device(region: Any, fn: int, offset: int, size: int, value: int) -> int:
     host = load64(st[AT_IO_PC])
     if host != 0:
         call(st[FN_RESTORE], st[CPU], host, 0, 0, 0)
+        if st[SAMPLE] != 0:
+            call(st[FN_SAMPLE_CUT], st[SELF], (load64(st[AT_PC]) - st[BLOCK]) >> 2, 0, 0, 0)
     st[IN_MMIO] = 1
     result = call(fn, offset, size, value, 0, 0)
     st[IN_MMIO] = 0
@@ -758,3 +848,10 @@ def on_counts(data: Any) -> None:
 def on_forget(data: Any) -> None:
     """Called by Python when it changed what addresses may hold."""
     new_generation(carray(data, (STATE_WORDS,), np.int64))
+
+
+@callback(types.void, types.voidptr)
+def on_block_done(data: Any) -> None:
+    """Called by Python when Unicorn has returned: no hook came after the last block where the guest waits."""
+    st = carray(data, (STATE_WORDS,), np.int64)
+    block_done(st, load64(st[AT_PC]))

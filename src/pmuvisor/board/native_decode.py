@@ -72,3 +72,16 @@ def classify(w: int) -> tuple[int, int]:
     if (w & 0x3A000000) == 0x28000000 or (w & 0xBE000000) == 0x0C000000:  # pairs; vector structures
         return one, 0
     return 0, 0
+
+
+BARRIER_PSB, BARRIER_DSB, BARRIER_ISB = 1, 2, 4
+
+
+@compiled
+def barrier(w: int) -> int:
+    """Which of these barriers a word is: PSB CSYNC; DSB with any option, SSBB and PSSBB too; ISB; else 0."""
+    if w == 0xD503223F:
+        return BARRIER_PSB
+    if (w & 0xFFFFF0FF) == 0xD503309F:
+        return BARRIER_DSB
+    return BARRIER_ISB if (w & 0xFFFFF0FF) == 0xD50330DF else 0
