@@ -112,6 +112,8 @@ HOST = 0
 """Spu.guest, and whose a sampled operation is: nobody's guest, the host. A guest is 1 and more."""
 LOST = 0xFFFF
 """Spu.written_to of a record that was not written."""
+WRITTEN = 16
+"""Records whose end is kept for who has the bytes: as many as leave the unit in one step, and "inflight" is less."""
 NEVER = 1 << 62
 """More operations than there are."""
 STAGE2 = 1 << 6
@@ -194,9 +196,9 @@ class Spu:
     written: Annotated[int, Bits(62), Role.LEDGER]
     nr_written: Annotated[int, Bits(8), Role.LEDGER]
     """How many of `written_to` are of use to whoever keeps the bytes; it zeroes this when it has looked."""
-    written_to: Annotated[list[int], Each("inflight", 16), Role.LEDGER]
+    written_to: Annotated[list[int], Each(WRITTEN, 16), Role.LEDGER]
     """Of the records that left `pending`: through whose regime each was written, or LOST."""
-    written_at: Annotated[list[int], Each("inflight", 64), Role.LEDGER]
+    written_at: Annotated[list[int], Each(WRITTEN, 64), Role.LEDGER]
 
 
 # ---- registers ----------------------------------------------------------------------------------------------

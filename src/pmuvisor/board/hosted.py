@@ -36,10 +36,16 @@ class HostedMachine(Machine):
     paying when it runs again. The guest's own clock is ahead of the host's by what is still owed: it never goes back.
     """
 
-    def __init__(self, config: Config, output: Callable[[bytes], None], kvm: Kvm) -> None:
+    def __init__(
+        self,
+        config: Config,
+        output: Callable[[bytes], None],
+        kvm: Kvm,
+        on_record: Callable[[int, bytes], None] | None = None,
+    ) -> None:
         self._now = 0
         self._running: BoardCpu | None = None
-        super().__init__(config, output, kvm)
+        super().__init__(config, output, kvm, on_record)
         self._paces = [Pace(self._rate) for _ in self._cpus]
 
     def now_ns(self) -> int:
@@ -67,19 +73,25 @@ class HostedMachine(Machine):
     def load(self, number: int, mhz: int) -> None:
         """Be told that vCPU `number` has been loaded on the CPU of its place, whose clock is `mhz`."""
         self._paces[number].move(mhz)
-        self._cpus[number].pmu.load()
+        self.load_cpu(self._cpus[number])
 
     def put(self, number: int) -> None:
         """Be told that vCPU `number` is about to be put."""
-        self._cpus[number].pmu.put()
+        self.put_cpu(self._cpus[number])
 
     def exit(self, number: int) -> None:
         """Leave the guest: the host is going to do something with the counters of the CPU where the vCPU is loaded."""
-        self._cpus[number].pmu.sync()
+        cpu = self._cpus[number]
+        cpu.pmu.sync()
+        if cpu.spe is not None:
+            cpu.spe.before()
 
     def enter(self, number: int) -> None:
         """Go back to the guest of a vCPU that is loaded."""
-        self._cpus[number].pmu.host_changed()
+        cpu = self._cpus[number]
+        cpu.pmu.host_changed()
+        if cpu.spe is not None:
+            cpu.spe.after()
 
     def at(self, now: int) -> None:
         """It is `now`: timers that are due raise their interrupts."""

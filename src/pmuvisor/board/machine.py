@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from pmuvisor.arch import sysreg, traps
+from pmuvisor.arch import spe, sysreg, traps
 from pmuvisor.arch.cores import Core, make_pe
 from pmuvisor.board import clock, gicv3, memmap, pl011, psci, timer, vmm
 from pmuvisor.board.clock import Bill, Costs
@@ -28,6 +28,7 @@ from pmuvisor.board.images import Image, Layout
 from pmuvisor.board.lanes import COUNTED_EVENTS
 from pmuvisor.board.place import HostCpu, OwnCpu
 from pmuvisor.board.vpmu import VirtualPmu
+from pmuvisor.board.vspe import VirtualSpe
 from pmuvisor.kvm import access as door
 from pmuvisor.kvm import partitioned
 from pmuvisor.kvm.uapi import System, boot
@@ -46,7 +47,7 @@ ALARM_PERIOD = 0.02
 CONTROL_LIMIT = 4096
 """Bytes that are kept of what the guest sends through its second serial port, from their end."""
 DFR0_DEBUG = 0x10305006
-"""ID_AA64DFR0_EL1 without PMUVer: Armv8 debug, six breakpoints, four watchpoints, two context-aware; all inert."""
+"""ID_AA64DFR0_EL1 but for PMUVer and PMSVer: Armv8 debug, 6 breakpoints, 4 watchpoints, 2 context-aware; all inert."""
 
 
 DESIGNS = {
@@ -92,6 +93,10 @@ class Config:
     """One of `DESIGNS`."""
     costs: Costs | None = None
     """What virtualization costs the guest in time; None for nothing."""
+    spe: bool = False
+    """The guest has the Statistical Profiling Extension."""
+    spe_pinned: bool = True
+    """Its profiling buffer is pinned and mapped at stage 2 when the guest enables it."""
 
     def guest_counters(self) -> int:
         """Return the number of event counters that the guest gets. Raises CountError for an impossible one."""
@@ -133,6 +138,8 @@ class BoardCpu:
     number: int
     engine: Engine
     pmu: VirtualPmu
+    spe: VirtualSpe | None = None
+    """Its profiling, if the VM has SPE."""
     costs: Costs | None = None
     waiting: bool = False
     stale_code: set[int] = field(default_factory=set)
@@ -175,6 +182,7 @@ def own_cpus(config: Config, counted: Iterable[int] = COUNTED_EVENTS) -> Kvm:
     kvm = System(world, use_fgt=int(config.fgt))
     vm = vmm.create_vm(kvm, config.vcpus, DESIGNS[config.design], counters)
     vmm.create_irqchip(vm)
+    vm.record.spe, vm.record.spe_pinned = int(config.spe), int(config.spe_pinned)
     for v in range(config.vcpus):
         world.host.tasks[v].allowed[0] = 1 << v
         world.host.tasks[v].cpu = v
@@ -182,10 +190,20 @@ def own_cpus(config: Config, counted: Iterable[int] = COUNTED_EVENTS) -> Kvm:
 
 
 class Machine:
-    """A board with a guest in it. `output` is given every byte that the guest sends through its serial port."""
+    """A board with a guest in it. `output` is given every byte that the guest sends through its serial port.
 
-    def __init__(self, config: Config, output: Callable[[bytes], None], kvm: Kvm | None = None) -> None:
+    `on_record` is given the number of a vCPU and the bytes of each profiling record, as it is written.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        output: Callable[[bytes], None],
+        kvm: Kvm | None = None,
+        on_record: Callable[[int, bytes], None] | None = None,
+    ) -> None:
         self.config = config
+        self._on_record = on_record
         self._kvm = kvm or own_cpus(config)
         self.vm = self._kvm.vm
         self.memory = GuestMemory(config.memory)
@@ -216,10 +234,23 @@ class Machine:
 
         engine = Engine(self.memory, on_sysreg)
         pmu = VirtualPmu(self._kvm.places[number], engine, on_level, self.now_ns)
-        cpu = BoardCpu(number, engine, pmu, self.config.costs)
+        cpu = BoardCpu(number, engine, pmu, self._make_spe(number, engine), self.config.costs)
         self._map_devices(cpu)
         self._claim_registers(cpu)
         return cpu
+
+    def _make_spe(self, number: int, engine: Engine) -> VirtualSpe | None:
+        if self.vm.spe == 0:
+            return None
+
+        def on_level(level: bool) -> None:
+            self.gic.set_ppi(number, memmap.SPE_INTID, level)
+
+        def keep(data: bytes) -> None:
+            if self._on_record is not None:
+                self._on_record(number, data)
+
+        return VirtualSpe(self._kvm.places[number], engine, self.memory, on_level, keep)
 
     def _map_devices(self, cpu: BoardCpu) -> None:
         windows = (
@@ -253,12 +284,20 @@ class Machine:
 
     def _claim_registers(self, cpu: BoardCpu) -> None:
         engine = cpu.engine
-        engine.set_action(sysreg.ID_AA64DFR0_EL1, Action.CONST, DFR0_DEBUG | (self.vm.pmuver << 8))
+        engine.set_action(sysreg.ID_AA64DFR0_EL1, Action.CONST, self._dfr0(cpu))
+        if cpu.spe is not None:
+            for key in sysreg.SPE_KEYS:
+                engine.set_action(key, Action.CALL)
         engine.set_action(MPIDR_EL1, Action.CONST, (1 << 31) | memmap.cpu_mpidr(cpu.number))
         for key in (*sysreg.PMU_KEYS, *timer.KEYS, *gicv3.ICC_KEYS):
             engine.set_action(key, Action.CALL)
         for key in (timer.CNTVCT_EL0, timer.CNTPCT_EL0):  # read often, and the engine has the time
             engine.set_action(key, Action.CLOCK)
+
+    def _dfr0(self, cpu: BoardCpu) -> int:
+        """Return ID_AA64DFR0_EL1 as the guest has it."""
+        pmsver = 0 if cpu.spe is None else cpu.spe.spu.filter.core.pmsver
+        return DFR0_DEBUG | (self.vm.pmuver << 8) | (pmsver << sysreg.PMSVER_SHIFT)
 
     def boot(self, image: Image, layout: Layout, dtb: bytes, initrd: bytes = b"") -> None:
         """Put a guest into memory and turn CPU 0 on at its entry, with the device tree's address in X0.
@@ -284,11 +323,33 @@ class Machine:
 
     def _scheduled_in(self, cpu: BoardCpu) -> None:
         """A vCPU's thread can run: it has a CPU to itself, so it does."""
-        cpu.pmu.load()
+        self.load_cpu(cpu)
 
     def _scheduled_out(self, cpu: BoardCpu) -> None:
         """A vCPU's thread waits."""
+        self.put_cpu(cpu)
+
+    @staticmethod
+    def load_cpu(cpu: BoardCpu) -> None:
+        """Load a vCPU on the CPU of its place, and enter the guest."""
+        cpu.pmu.load()
+        if cpu.spe is not None:
+            cpu.spe.after()
+
+    @staticmethod
+    def put_cpu(cpu: BoardCpu) -> None:
+        """Exit the guest and put a vCPU."""
+        if cpu.spe is not None:
+            cpu.spe.before()
         cpu.pmu.put()
+        if cpu.spe is not None:
+            cpu.spe.put()
+
+    @staticmethod
+    def _exit_and_enter(cpu: BoardCpu) -> None:
+        """Let the host have a vCPU's CPU for a moment, between two runs: it drains the guest's profiling buffer."""
+        if cpu.spe is not None and cpu.pmu.vcpu.loaded:
+            cpu.spe.exit_and_enter(cpu.pmu.now())
 
     # ---- time -----------------------------------------------------------------------------------------------
 
@@ -425,15 +486,22 @@ class Machine:
                 cpu.engine.take_irq()
         elif stop is Stop.WATCH:
             cpu.exits["irq"] += 1
-            cpu.pmu.overflowed()
+            self._overflowed(cpu)
+        elif stop is Stop.PROFILE:
+            self._profiled(cpu)
+        elif stop is Stop.BARRIER:
+            assert cpu.spe is not None
+            cpu.spe.psb_csync()
         elif stop is Stop.WFI:
             cpu.pmu.emulated(cpu.engine.el)
+            self._exit_and_enter(cpu)
             self._wait(cpu)
         elif stop is Stop.HVC:
             return self._hypercall(cpu)
         elif stop is Stop.SMC:
             cpu.exits["hvc"] += 1
             cpu.pmu.emulated(cpu.engine.el)
+            self._exit_and_enter(cpu)
             cpu.engine.set_x(0, (1 << 64) - 1)
         elif stop is Stop.STUCK:
             reason = "takes exceptions for ever without executing an instruction"
@@ -442,6 +510,24 @@ class Machine:
             reason = f"cannot be run any further: {cpu.engine.failure}"
             return Outcome(Status.HUNG, f"vCPU {cpu.number} {reason}", dump(cpu.engine))
         return None
+
+    @staticmethod
+    def _overflowed(cpu: BoardCpu) -> None:
+        """A counter overflows at the instruction that the engine is at: PMUIRQ."""
+        if cpu.spe is not None:
+            cpu.spe.before()
+        cpu.pmu.overflowed()
+        if cpu.spe is not None:
+            cpu.spe.after()
+
+    def _profiled(self, cpu: BoardCpu) -> None:
+        """The profiling unit has records to write, and may require service: PMBIRQ, which is the host's to take."""
+        assert cpu.spe is not None
+        cpu.spe.before()
+        if cpu.spe.needs_service():
+            cpu.exits["irq"] += 1
+            cpu.spe.exit_and_enter(cpu.pmu.now())
+        cpu.spe.after()
 
     def _wait(self, cpu: BoardCpu) -> None:
         """WFI exits; the vCPU's thread is scheduled out unless an interrupt is there already."""
@@ -485,6 +571,7 @@ class Machine:
     def _hypercall(self, cpu: BoardCpu) -> Outcome | None:
         cpu.exits["hvc"] += 1
         engine = cpu.engine
+        self._exit_and_enter(cpu)
         result = self.psci.call(cpu.number, *(engine.get_x(n) for n in range(4)))
         if result.action is psci.PsciAction.SYSTEM_OFF:
             return Outcome(Status.POWEROFF, "the guest powered off")
@@ -512,17 +599,33 @@ class Machine:
         engine = cpu.engine
         if traps.is_pmu_register(key):
             trapped = cpu.pmu.vcpu.trapped
+            if cpu.spe is not None:
+                cpu.spe.before()
             result, esr = cpu.pmu.access(engine.el, key, write, value)
+            if cpu.spe is not None:
+                cpu.spe.after()
             if esr is not None:
                 engine.inject(esr)
             if write or cpu.pmu.vcpu.trapped != trapped:  # a read that goes to the hardware costs nothing
                 self._charge_in_run(cpu)
+        elif cpu.spe is not None and spe.is_spe_register(key):
+            result = self._spe_register(cpu, cpu.spe, key, write, value)
         else:
             done = self._device_register(cpu, key, write, value)
             if done is None:
                 engine.inject(sysreg.undefined_esr())
             result = done or 0
         self._exited(cpu)
+        return result
+
+    def _spe_register(self, cpu: BoardCpu, unit: VirtualSpe, key: int, write: bool, value: int) -> int:
+        trapped = unit.vcpu.spe_trapped
+        result, esr = unit.access(cpu.engine.el, key, write, value, cpu.pmu.now())
+        if esr is not None:
+            cpu.engine.inject(esr)
+        if unit.vcpu.spe_trapped != trapped:
+            cpu.pmu.trapped_elsewhere(cpu.engine.el)
+            self._charge_in_run(cpu)
         return result
 
     def _device_register(self, cpu: BoardCpu, key: int, write: bool, value: int) -> int | None:
@@ -603,13 +706,14 @@ class Machine:
 
     def ledger(self) -> dict[str, int]:
         """Return what virtualizing the PMU cost, name to count; every name that is not a register's is always there."""
-        exits: Counter[str] = Counter({"pmu": 0, "mmio": 0, "hvc": 0, "wfi": 0, "irq": 0, "sgi": 0})
+        exits: Counter[str] = Counter({"pmu": 0, "spe": 0, "mmio": 0, "hvc": 0, "wfi": 0, "irq": 0, "sgi": 0})
         by_register: Counter[str] = Counter()
         vcpus = [cpu.pmu.vcpu for cpu in self._cpus]
         for cpu in self._cpus:
             exits.update(cpu.exits)
             exits["pmu"] += cpu.pmu.vcpu.trapped
-            for (key, outcome), count in cpu.pmu.accesses.items():
+            exits["spe"] += cpu.pmu.vcpu.spe_trapped
+            for (key, outcome), count in self._accesses(cpu):
                 by_register[f"{_KIND[outcome]}.{sysreg.name_of(key)}"] += count
         bill = {
             "pmu_direct": sum(v.direct for v in vcpus),
@@ -626,10 +730,21 @@ class Machine:
             "perf_disabled": sum(v.perf_disabled for v in vcpus),
             "perf_read": sum(v.perf_read for v in vcpus),
             "perf_switched": sum(v.perf_switched for v in vcpus),
+            "spe_direct": sum(v.spe_direct for v in vcpus),
+            "spe_drained": sum(v.spe_drained for v in vcpus),
+            "spe_injected": sum(v.spe_injected for v in vcpus),
+            "spe_stage2": sum(v.spe_stage2 for v in vcpus),
             "exits": sum(exits.values()),
         }
         bill |= {f"exits.{name}": count for name, count in sorted(exits.items())}
         return bill | dict(sorted(by_register.items()))
+
+    @staticmethod
+    def _accesses(cpu: BoardCpu) -> Iterable[tuple[tuple[int, int], int]]:
+        """Return how often a vCPU reached each register of its PMU and of its profiling unit how."""
+        yield from cpu.pmu.accesses.items()
+        if cpu.spe is not None:
+            yield from cpu.spe.accesses.items()
 
 
 _KIND = {

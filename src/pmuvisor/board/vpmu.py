@@ -85,7 +85,7 @@ class VirtualPmu:
         """How often each register was reached how: (key, outcome of the door) to a count."""
         self._engine = engine
         self._on_level = on_level
-        self._now = now
+        self.now = now
         self._timed = place.vm.design != PARTITIONED
         """Its accesses can lead to perf, which has to know the time; those to a partition that is there cannot."""
         self._seen = [[0] * len(Lane), [0] * len(Lane)]
@@ -108,7 +108,7 @@ class VirtualPmu:
     def load(self) -> None:
         """Load the vCPU on its CPU and enter the guest."""
         self._forget()
-        self.place.load(self._now())
+        self.place.load(self.now())
         self._evaluated = ()
         self._changed()
         self.entry()
@@ -116,7 +116,7 @@ class VirtualPmu:
     def put(self) -> None:
         """Exit the guest and put the vCPU, as when its thread is scheduled out."""
         self.sync()
-        self.place.put(self._now())
+        self.place.put(self.now())
         self._tell((self._told[0], ()))
 
     def host_changed(self) -> None:
@@ -195,6 +195,12 @@ class VirtualPmu:
         self._changed()
         self.entry()
 
+    def trapped_elsewhere(self, el: int) -> None:
+        """Leave out the instruction at hand, a register access that KVM carries out for another unit."""
+        self.sync()
+        self._seen[el][Lane.INST] += 1
+        self._changed()
+
     def overflowed(self) -> None:
         """A watched count was reached: count up to here and let the host's interrupt handler run."""
         self.sync()
@@ -205,7 +211,7 @@ class VirtualPmu:
         """Run the host's PMU interrupt handler if the interrupt line is up; say whether it was."""
         if self.pe.ovs == 0 or not pmu.check_for_pmu_overflow(self.pe):
             return False
-        self.place.interrupt(self._now())
+        self.place.interrupt(self.now())
         self._evaluated = ()  # the place has entered the guest
         self.entry()
         return True
@@ -291,7 +297,7 @@ class VirtualPmu:
 
     def _access(self, el: int, key: int, write: bool, value: int) -> int:
         place = self.place
-        now = self._now() if self._timed else 0
+        now = self.now() if self._timed else 0
         outcome = door.guest_access(place.world, place.c, place.v, el, key, int(write), value, now)
         self.accesses[key, outcome] += 1
         return outcome
