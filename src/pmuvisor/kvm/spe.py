@@ -254,6 +254,12 @@ def max_buffer_size(field: int) -> int:
     return (0x200 | (field & 0x1FF)) << (11 + exponent)
 
 
+def guest_pmbidr(spu: Spu, vm: Vm) -> int:
+    """Return PMBIDR_EL1 as KVM shows it: the guest may program the buffer, and has a largest one."""
+    size = max_buffer_field(vm.spe_max_buffer) << PMBIDR_MAXBUFFSIZE_SHIFT
+    return (spe.pmbidr(spu, spe.EL1) & ~PMBIDR_P) | size
+
+
 def trapped_read(spu: Spu, vm: Vm, vcpu: Vcpu, key: int) -> int:
     """State kvm_spe_read_sysreg(): carry out a guest's trapped MRS; the value is left in `vcpu.value`."""
     if vm.spe == 0:
@@ -265,8 +271,7 @@ def trapped_read(spu: Spu, vm: Vm, vcpu: Vcpu, key: int) -> int:
     elif key == PMBSR_EL1:
         vcpu.value = vcpu.spe.pmbsr
     elif key == PMBIDR_EL1:
-        size = max_buffer_field(vm.spe_max_buffer) << PMBIDR_MAXBUFFSIZE_SHIFT
-        vcpu.value = (spe.pmbidr(spu, spe.EL1) & ~PMBIDR_P) | size
+        vcpu.value = guest_pmbidr(spu, vm)
     else:
         vcpu.value = spe.read(spu, spe.EL1, key)
     return DONE
