@@ -111,6 +111,12 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         help="write the result as JSON; FILE -: to stdout, and the rest to stderr",
     )
     run.add_argument(
+        "--spe-out",
+        metavar="FILE",
+        type=_file,
+        help="write the guest's profiling records as a perf.data FILE, for perf report -D and perf script; with --spe",
+    )
+    run.add_argument(
         "--compile",
         action="store_true",
         help="a scenario without guests' code: run it as machine code, worth it for a long one; making that takes a "
@@ -153,6 +159,12 @@ def _add_machine(run: argparse.ArgumentParser) -> None:
         type=_file,
         help="with -- COMMAND: put a file, or a folder with all that is in it, into the guest at PATH; without PATH "
         "into /root, where the command starts and looks for programs first; may be given more than once",
+    )
+    run.add_argument("--spe", action="store_true", help="the guest has the Statistical Profiling Extension")
+    run.add_argument(
+        "--spe-unpinned",
+        action="store_true",
+        help="with --spe: its buffer is not pinned, and what is sampled while KVM maps a page of it is lost",
     )
     run.add_argument(
         "--costs",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pmuvisor.arch.cores import Core
+from pmuvisor.arch.cores import Core, cores
 from pmuvisor.arch.unpredictable import choices_reached
 from pmuvisor.board import memmap
 from pmuvisor.board.fdt import virt_device_tree
@@ -67,11 +68,23 @@ class Request:
     """The terminal at which a person uses the command; None where nobody does: no terminal is its output then."""
     spe: bool = False
     """The guest has SPE, the Statistical Profiling Extension."""
+    spe_pinned: bool = True
+    """Its profiling buffer is pinned and mapped at stage 2 when the guest enables it."""
 
     def config(self) -> Config:
         """Return the machine that this run needs."""
         of = None if self.costs is None else self.costs.of(self.core.name)
-        return Config(self.core, self.memory, self.vcpus, self.counters, self.fgt, self.design, of)
+        return Config(
+            self.core,
+            self.memory,
+            self.vcpus,
+            self.counters,
+            self.fgt,
+            self.design,
+            of,
+            spe=self.spe,
+            spe_pinned=self.spe_pinned,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,12 +226,14 @@ class Console:
         self.dropped += over
 
 
-def prepare(request: Request, output: Callable[[bytes], None]) -> Machine:
+def prepare(
+    request: Request, output: Callable[[bytes], None], on_record: Callable[[int, bytes], None] | None = None
+) -> Machine:
     """Return a machine with the guest in it, ready to run; `output` will be given what the guest prints.
 
-    Raises what `prepare_as` raises.
+    `on_record` will be given each profiling record, with its vCPU. Raises what `prepare_as` raises.
     """
-    return prepare_as(Machine, request, output)
+    return prepare_as(functools.partial(Machine, on_record=on_record), request, output)
 
 
 def prepare_as(
@@ -230,6 +245,9 @@ def prepare_as(
     """
     config = request.config()
     config.guest_counters()
+    if request.spe and not request.core.spe:
+        having = ", ".join(name for name, core in cores().items() if core.spe)
+        raise RequestError(f"spe: core {request.core.name} has no SPE: expected one of {having}")
     guest = _load(request)
     # A device tree's size does not depend on the addresses in it: the first one only says how much room to plan for.
     room = _device_tree(request, guest, (0, 0) if guest.initrd else None)
@@ -347,16 +365,17 @@ def run(
     show: Callable[[bytes], None] | None = None,
     poll: Callable[[Machine], bool] | None = None,
     started: Callable[[Machine], None] | None = None,
+    on_record: Callable[[int, bytes], None] | None = None,
 ) -> Result:
     """Run a guest to its end.
 
     `show` is given the console as it comes, or of a command what it prints; `poll` may feed input to the machine's
     `uart` and says whether more can come (a command's is lost before `command_runs`); `started` is given the machine
-    just before it runs, to be able to interrupt it. Raises what `prepare` raises.
+    just before it runs, to be able to interrupt it; `on_record` is as of `prepare`. Raises what that raises.
     """
     session = _Session(show)
     console = session.output if request.command else Console(show)
-    machine = session.machine = prepare(request, session.write if request.command else console.write)
+    machine = session.machine = prepare(request, session.write if request.command else console.write, on_record)
     machine.on_control = session.control if request.command else None
     if started is not None:
         started(machine)

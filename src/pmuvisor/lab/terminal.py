@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, BinaryIO, Protocol, TextIO, cast
 
 from pmuvisor.arch import cores
 from pmuvisor.board.machine import Machine, Status
@@ -25,6 +25,7 @@ from pmuvisor.lab.hosting import Hosting, HostingResult
 from pmuvisor.lab.run import COMMAND_MEMORY, END_OF_FILE, Request, RequestError, Result, command_runs
 from pmuvisor.lab.run import run as run_guest
 from pmuvisor.lab.scenario import Scenario, load
+from pmuvisor.lab.spe_out import SpeOut
 
 EXIT_STATUS = {Status.POWEROFF: 0, Status.RESET: 0, Status.HUNG: 1, Status.TIMEOUT: 1, Status.EXIT: 130}
 GUEST_MEMORY = 256 << 20
@@ -48,9 +49,18 @@ def run(arguments: argparse.Namespace) -> int:
     if request.command and arguments.json != "-":
         request = dataclasses.replace(request, terminal=_terminal())
     path, people = _where_to(arguments.json)
-    result = _run(request, people)
+    trace = _path(arguments.spe_out)
+    if trace is not None:
+        check_writable(trace, "spe-out")
+    kept = SpeOut()
+    result = _run(request, people, kept.keep if trace is not None else None)
     tables = sys.stderr if request.command else people
+    if trace is not None:
+        with whole_file(trace) as file:
+            kept.write(file, request.vcpus, request.guest, request.core.midr)
     _write(result.as_json(), arguments.json, path, lambda: report.show(result, tables))
+    if trace is not None:
+        print(f"\n{kept.told(trace)}", file=tables)
     return _status(result)
 
 
@@ -71,6 +81,8 @@ def request_of(arguments: argparse.Namespace, design: str) -> Request:
         memory=memory if arguments.memory is None else arguments.memory,
         vcpus=arguments.smp,
         timeout=arguments.timeout,
+        spe=arguments.spe or arguments.spe_unpinned or getattr(arguments, "spe_out", None) is not None,
+        spe_pinned=not arguments.spe_unpinned,
         costs=cost_table(arguments.costs),
         command=command,
         added=tuple(guests.added(text) for text in arguments.add),
@@ -198,7 +210,7 @@ def _path(name: str | None) -> Path | None:
     return None if name is None else Path(name)
 
 
-def _run(request: Request, people: TextIO) -> Result:
+def _run(request: Request, people: TextIO, on_record: Callable[[int, bytes], None] | None) -> Result:
     last = b"\n"
 
     def show(data: bytes) -> None:
@@ -209,7 +221,7 @@ def _run(request: Request, people: TextIO) -> Result:
 
     people.flush()
     with _keyboard(request) as poll, ctrl_c() as started:
-        result = run_guest(request, show, poll, started)
+        result = run_guest(request, show, poll, started, on_record)
     # A command's output is its own, byte for byte.
     if last != b"\n" and not (request.command and people is sys.stdout and request.terminal is None):
         print(file=people)
@@ -231,13 +243,21 @@ def check_writable(path: Path, option: str = "json") -> None:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file in one step: it is there whole, or as it was. What is no regular file, as a pipe, is written to."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write to, which is at `path` when the context ends well, and is gone when it does not."""
     if path.exists() and not path.is_file():
-        path.write_bytes(content)
+        with path.open("wb") as pipe:
+            yield pipe
         return
     path = path.resolve()
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            file.write(content)
+            yield cast(BinaryIO, file.file)
             file.close()
             os.chmod(file.name, 0o666 & ~_umask())
             os.replace(file.name, path)
