@@ -1,7 +1,8 @@
 """The numbers and structures of KVM's interface, as include/uapi/linux/kvm.h and arch/arm64's asm/kvm.h lay them out.
 
-Only what concerns the virtual PMU. Names are the kernel's own. KVM_ARM_VCPU_PMU_V3_PARTITION is ours: no kernel has
-settled how a VMM asks for a partitioned PMU; FIXED_COUNTERS_ONLY is a series' under review (docs/uapi.md).
+Only what concerns the virtual PMU and SPE. Names are the kernel's own. KVM_ARM_VCPU_PMU_V3_PARTITION is ours: no kernel
+has settled how a VMM asks for a partitioned PMU; FIXED_COUNTERS_ONLY, and all that is SPE's, are series' under review
+(docs/uapi.md).
 """
 
 from __future__ import annotations
@@ -175,6 +176,8 @@ KVM_CAP_MAX_VCPU_ID = 128
 KVM_CAP_IMMEDIATE_EXIT = 136
 KVM_CAP_ARM_USER_IRQ = 144
 KVM_CAP_ARM_VM_IPA_SIZE = 165
+KVM_CAP_ARM_SPE = 208
+"""The SPE series' number, v4 and v5. Upstream has since given it to another capability (KVM_CAP_XSAVE2, of x86)."""
 
 KVM_VM_TYPE_ARM_IPA_SIZE_MASK = 0xFF
 
@@ -190,7 +193,9 @@ KVM_ARM_VCPU_PTRAUTH_ADDRESS = 5
 KVM_ARM_VCPU_PTRAUTH_GENERIC = 6
 KVM_ARM_VCPU_HAS_EL2 = 7
 KVM_ARM_VCPU_HAS_EL2_E2H0 = 8
-KVM_VCPU_MAX_FEATURES = 9
+KVM_ARM_VCPU_SPE = 9
+"""The first number that is free: the SPE series had 7 (v5), which is HAS_EL2's now."""
+KVM_VCPU_MAX_FEATURES = 10
 
 KVM_MP_STATE_RUNNABLE = 0
 KVM_MP_STATE_STOPPED = 5
@@ -214,6 +219,15 @@ PARTITION_LAZY = 1 << 1
 
 KVM_PMU_EVENT_ALLOW = 0
 KVM_PMU_EVENT_DENY = 1
+
+# ---- attributes of a vCPU's SPE: an RFC series' -----------------------------------------------------------
+
+KVM_ARM_VCPU_SPE_CTRL = 3
+"""The group."""
+KVM_ARM_VCPU_SPE_IRQ = 0
+KVM_ARM_VCPU_SPE_MAX_BUFFER_SIZE = 1
+"""Of v6 of the series; that number and INIT's are a choice, since v5 had INIT 1 and no maximum."""
+KVM_ARM_VCPU_SPE_INIT = 2
 
 # ---- the VGICv3 -------------------------------------------------------------------------------------------
 

@@ -58,8 +58,9 @@ class Executor(Protocol):
     def run(self, vcpu: Vcpu) -> Exit | None:
         """Execute the guest of `vcpu`, which is loaded and entered, until it exits.
 
-        Accesses to PMU registers go through `vcpu.system.guest_access`. None: nothing for userspace, enter again; so it
-        has to be for an interrupt of the host's, which is PMUIRQ's where a counter has overflowed.
+        Accesses to PMU and SPE registers go through `vcpu.system.guest_access`. None: nothing for userspace, enter
+        again; so it has to be for an interrupt of the host's: PMUIRQ where a counter has overflowed, PMBIRQ where the
+        profiling buffer requires service.
         """
 
 
@@ -103,6 +104,9 @@ def _run_pid_change(vcpu: Vcpu) -> None:
         vm.vgic.enable_timers(vcpu.index)
     if vm.has_pmu():
         _pmu_v3_enable(vcpu)
+    if vm.has_spe() and not vcpu.spe_initialized:
+        # kvm_spe_vcpu_first_run_init(), as v5 of the series has it; v4 had EPERM.
+        raise error(errno.EINVAL, "KVM_ARM_VCPU_SPE_INIT was not done")
     vm.ran_once = True
     vcpu.has_run_once = True
 
@@ -173,7 +177,7 @@ def _tell(vcpu: Vcpu, why: Mmio | SystemEvent | Signal) -> None:
 
 @dataclass(frozen=True)
 class Read:
-    """MRS of a PMU register, by its name. The script is sent the value, or None where it was UNDEFINED."""
+    """MRS of a PMU or SPE register, by its name. The script is sent the value, or None where it was UNDEFINED."""
 
     register: str
     el: int = 1
@@ -181,7 +185,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Write:
-    """MSR of a PMU register, by its name. The script is sent True, or None where it was UNDEFINED."""
+    """MSR of a PMU or SPE register, by its name. The script is sent True, or None where it was UNDEFINED."""
 
     register: str
     value: int

@@ -13,9 +13,11 @@ from typing import Any
 
 from pmuvisor import records
 from pmuvisor.arch import pmu as arch_pmu
+from pmuvisor.arch import spe as arch_spe
 from pmuvisor.arch.cores import SPE_INFLIGHT, Core, make_pe, make_spe
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
 from pmuvisor.arch.pmu import Features
+from pmuvisor.arch.spe_record import EVENT_RETIRED, Sample, SpeFeatures, collect_record
 from pmuvisor.arch.sysreg import CYCLE, PMCR_LP, PMUV3P5
 from pmuvisor.kvm import access, emulated, partitioned
 from pmuvisor.kvm import world as worlds
@@ -117,10 +119,14 @@ class System:
         self.pmuver_limit = self._pmuver_limit()
         self.nr_events = nr_events(self.pmuver_limit)
         self.pmus = self._pmus(reserved_host_counters) if self.pmuver_limit else []
+        self.spe = self._spe()
+        """What the CPUs have of SPE, if guests may have it."""
         self.has_32bit_el0 = all(cpu.pe.core.aarch32 for cpu in world.host.cpus)
         self.supported_features = 1 << abi.KVM_ARM_VCPU_PSCI_0_2
         if self.pmus:
             self.supported_features |= 1 << abi.KVM_ARM_VCPU_PMU_V3
+        if self.spe is not None:
+            self.supported_features |= 1 << abi.KVM_ARM_VCPU_SPE
         self._no_vm, self._no_vcpu = records.copy(world.vms[0]), records.copy(world.vcpus[0])
         self._files: dict[int, Vm | Vcpu | Vgic] = {}
         self._next_file = 3
@@ -134,6 +140,15 @@ class System:
         """
         versions = {cpu.pe.core.pmuver for cpu in self.world.host.cpus}
         return min(versions.pop(), PMUV3P5) if len(versions) == 1 else 0
+
+    def _spe(self) -> SpeFeatures | None:
+        """Return what all CPUs have of SPE, if that is the same: a guest finds its PMSIDR_EL1 wherever it runs.
+
+        The series has guests on hosts where only some CPUs have it; here such a host has none for guests.
+        """
+        units = [cpu.spu.filter.core for cpu in self.world.host.cpus]
+        same = len({records.key(unit) for unit in units}) == 1
+        return units[0] if same and units[0].pmsver else None
 
     def _pmus(self, reserved: int | None) -> list[HostPmu]:
         """State kvm_host_pmu_init(): the PMUs that KVM knows, by the CPUs that have them."""
@@ -234,6 +249,7 @@ class System:
             abi.KVM_CAP_IMMEDIATE_EXIT: 1,
             abi.KVM_CAP_ARM_USER_IRQ: 1,
             abi.KVM_CAP_ARM_VM_IPA_SIZE: IPA_LIMIT,
+            abi.KVM_CAP_ARM_SPE: int(self.spe is not None),
         }
         return answers.get(capability, 0)
 
@@ -258,7 +274,7 @@ class System:
         worlds.create_vcpu(self.world, v, vcpu.vm.number, v, v * self.vcpu_events)
 
     def reset_vcpu(self, vcpu: Vcpu) -> None:
-        """Reset a vCPU's PMU (kvm_reset_sys_regs())."""
+        """Reset a vCPU's PMU and SPE (kvm_reset_sys_regs())."""
         worlds.vcpu_reset(self.world, self.cpu, vcpu.number)
 
     def counter_value(self, vcpu: Vcpu, i: int) -> int:
@@ -320,10 +336,15 @@ class System:
     # ---- for executors ------------------------------------------------------------------------------------
 
     def guest_access(self, vcpu: Vcpu, el: int, key: int, write: int, value: int) -> int | None:
-        """A guest's access to a PMU register, through the one door. Returns what was read; None where UNDEFINED."""
-        if not vcpu.vm.has_pmu():
-            return None
+        """A guest's access to a PMU or SPE register, through the one door.
+
+        Returns what was read; None where UNDEFINED.
+        """
         outcome = access.AGAIN
+        if arch_spe.is_spe_register(key):
+            outcome = access.guest_spe_access(self.world, self.cpu, vcpu.number, el, key, write, value, self.now)
+        elif not vcpu.vm.has_pmu():
+            return None
         while outcome == access.AGAIN:
             outcome = access.guest_access(self.world, self.cpu, vcpu.number, el, key, write, value, self.now)
         if outcome not in (access.DIRECT, access.TRAPPED):
@@ -331,19 +352,39 @@ class System:
         return vcpu.record.value if write == 0 else 1
 
     def execute(self, vcpu: Vcpu, el: int, instructions: int) -> int:
-        """Let the guest execute up to so many instructions of one cycle each, until PMUIRQ interrupts the host.
+        """Let the guest execute up to so many instructions of one cycle each, until PMUIRQ or PMBIRQ is asserted.
 
-        Returns how many it has executed: the last one is that with which a counter has overflowed.
+        Returns how many it has executed: the last one is that with which a counter has overflowed, or the profiling
+        buffer has come to require service.
         """
-        pe = self.world.host.cpus[self.cpu].pe
+        pe, spu = self.world.host.cpus[self.cpu].pe, self.world.host.cpus[self.cpu].spu
         executed = 0
-        while executed < instructions and not arch_pmu.check_for_pmu_overflow(pe):
+        service = 0
+        while executed < instructions and not arch_pmu.check_for_pmu_overflow(pe) and service == 0:
             armed = pe.cnten & pe.inten
             room = [arch_pmu.counter_room(pe, i) for i in range(CYCLE + 2) if armed >> i & 1]
+            sampled = arch_spe.statistical_profiling_enabled(spu, el, pe.tge)
+            if sampled:
+                room.append(arch_spe.operations_to_sample(spu))
             amount = min([instructions - executed, *room])
             self.now += amount
             arch_pmu.increment_cycle_counter(pe, arch_pmu.count_pmu_events(pe, el), amount)
             for event in (INST_RETIRED, CPU_CYCLES):
                 arch_pmu.pmu_event(pe, el, event, amount)
+            if sampled and arch_spe.count_operations(spu, amount) == 1:
+                self._sample(vcpu)
+                service = arch_spe.pmbirq(spu)
             executed += amount
         return executed
+
+    def _sample(self, vcpu: Vcpu) -> None:
+        """The instruction just executed is sampled: one that accesses no memory, of one cycle.
+
+        The guest's buffer is mapped, wherever it is, and the bytes of the record go nowhere.
+        """
+        spu = self.world.host.cpus[self.cpu].spu
+        spu.fault_page, spu.fault[0], spu.fault[1] = spu.pointer >> arch_spe.PAGE_SHIFT, 0, 0
+        sample = records.new(Sample)
+        sample.events, sample.total_latency = EVENT_RETIRED, 1
+        if collect_record(spu.filter, sample) == 1:
+            arch_spe.form_record(spu, 1 << spu.filter.core.align, vcpu.number + 1)

@@ -8,16 +8,32 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from collections.abc import Callable
 from ctypes import sizeof
 from typing import TYPE_CHECKING, Any
 
-from pmuvisor.kvm.uapi import abi, one_reg, pmu_attr
+from pmuvisor.kvm.uapi import abi, one_reg, pmu_attr, spe_attr
 from pmuvisor.kvm.uapi import run as running
 from pmuvisor.kvm.uapi.abi import kvm_device_attr, kvm_mp_state, kvm_one_reg, kvm_pmu_event_filter, kvm_vcpu_init
 from pmuvisor.kvm.uapi.memory import error
 
 if TYPE_CHECKING:
     from pmuvisor.kvm.uapi.vm import Vm
+
+
+_GROUPS: dict[int, dict[int, Callable[[Vcpu, kvm_device_attr], None]]] = {
+    abi.KVM_ARM_VCPU_PMU_V3_CTRL: {
+        abi.KVM_SET_DEVICE_ATTR: pmu_attr.set_attr,
+        abi.KVM_GET_DEVICE_ATTR: pmu_attr.get_attr,
+        abi.KVM_HAS_DEVICE_ATTR: pmu_attr.has_attr,
+    },
+    abi.KVM_ARM_VCPU_SPE_CTRL: {
+        abi.KVM_SET_DEVICE_ATTR: spe_attr.set_attr,
+        abi.KVM_GET_DEVICE_ATTR: spe_attr.get_attr,
+        abi.KVM_HAS_DEVICE_ATTR: spe_attr.has_attr,
+    },
+}
+"""The groups of attributes: what each ioctl does (kvm_arm_vcpu_set_attr() and its like)."""
 
 
 class Vcpu:
@@ -42,6 +58,10 @@ class Vcpu:
         """vcpu->arch.pmu.irq_num: 0, which is an SGI's, while it is not set."""
         self.pmu_created = False
         """vcpu->arch.pmu.created: KVM_ARM_VCPU_PMU_V3_INIT was done."""
+        self.spe_irq_num = 0
+        """vcpu->arch.spe.irq_num: 0 while it is not set."""
+        self.spe_initialized = False
+        """vcpu->arch.spe.initialized: KVM_ARM_VCPU_SPE_INIT was done."""
         self.mmio_result: int | None = None
         """What userspace gave for the guest's last MMIO read, until the guest takes it."""
         self.beyond: dict[int, int] = {}
@@ -99,12 +119,12 @@ class Vcpu:
 
     def _set_target(self, features: int) -> None:
         """State __kvm_vcpu_set_target() and kvm_setup_vcpu(): a VM with a PMU that has none gets this CPU's."""
-        self.vm.features = features
+        self.vm.set_features(features)
         if self.vm.has_pmu() and self.vm.pmu is None:
             self.vm.set_arm_pmu(self.system.probe_armpmu())
 
     def _reset(self) -> None:
-        """State kvm_reset_vcpu(), as far as the PMU goes."""
+        """State kvm_reset_vcpu(), as far as the PMU and SPE go."""
         self.vm.initialize_id_registers()
         self.system.reset_vcpu(self)
         self.beyond.clear()
@@ -149,14 +169,9 @@ class Vcpu:
 
     def _device_attr(self, request: int, arg: Any) -> int:
         attr = kvm_device_attr.from_buffer_copy(self.memory.copy_from_user(arg, sizeof(kvm_device_attr)))
-        if attr.group != abi.KVM_ARM_VCPU_PMU_V3_CTRL:
+        if attr.group not in _GROUPS:
             raise error(errno.ENXIO, f"a vCPU has no group {attr.group} of attributes")
-        if request == abi.KVM_SET_DEVICE_ATTR:
-            pmu_attr.set_attr(self, attr)
-        elif request == abi.KVM_GET_DEVICE_ATTR:
-            pmu_attr.get_attr(self, attr)
-        else:
-            pmu_attr.has_attr(self, attr)
+        _GROUPS[attr.group][request](self, attr)
         return 0
 
     def _mp_state(self, request: int, arg: Any) -> int:
@@ -184,28 +199,30 @@ class Vcpu:
         self.ioctl(abi.KVM_RUN, 0)
         return int(self.run_page.exit_reason)
 
-    def set_attr(self, attr: int, value: Any = None) -> None:
-        """KVM_SET_DEVICE_ATTR of the PMU: `value` is an int, a structure, or None for an attribute without a value."""
-        if value is None:
-            self.ioctl(abi.KVM_SET_DEVICE_ATTR, kvm_device_attr(group=abi.KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr))
-            return
-        thing = ctypes.c_uint32(value & 0xFFFF_FFFF) if isinstance(value, int) else value
-        with self.memory.mapped(thing) as addr:
-            wanted = kvm_device_attr(group=abi.KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr, addr=addr)
-            self.ioctl(abi.KVM_SET_DEVICE_ATTR, wanted)
+    def set_attr(self, attr: int, value: Any = None, group: int = abi.KVM_ARM_VCPU_PMU_V3_CTRL) -> None:
+        """KVM_SET_DEVICE_ATTR, of the PMU unless `group` says otherwise.
 
-    def get_attr(self, attr: int) -> int:
-        """KVM_GET_DEVICE_ATTR of the PMU. An attribute without a value gives 0 where it is set."""
-        value = ctypes.c_uint32()
+        `value` is an int, of which an attribute that takes 32 bits reads the lower ones, a structure, or None for an
+        attribute without a value.
+        """
+        if value is None:
+            self.ioctl(abi.KVM_SET_DEVICE_ATTR, kvm_device_attr(group=group, attr=attr))
+            return
+        thing = ctypes.c_uint64(value & ((1 << 64) - 1)) if isinstance(value, int) else value
+        with self.memory.mapped(thing) as addr:
+            self.ioctl(abi.KVM_SET_DEVICE_ATTR, kvm_device_attr(group=group, attr=attr, addr=addr))
+
+    def get_attr(self, attr: int, group: int = abi.KVM_ARM_VCPU_PMU_V3_CTRL) -> int:
+        """KVM_GET_DEVICE_ATTR. An attribute without a value gives 0 where it is set."""
+        value = ctypes.c_uint64()
         with self.memory.mapped(value) as addr:
-            wanted = kvm_device_attr(group=abi.KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr, addr=addr)
-            self.ioctl(abi.KVM_GET_DEVICE_ATTR, wanted)
+            self.ioctl(abi.KVM_GET_DEVICE_ATTR, kvm_device_attr(group=group, attr=attr, addr=addr))
         return value.value
 
-    def has_attr(self, attr: int) -> bool:
-        """KVM_HAS_DEVICE_ATTR of the PMU."""
+    def has_attr(self, attr: int, group: int = abi.KVM_ARM_VCPU_PMU_V3_CTRL) -> bool:
+        """KVM_HAS_DEVICE_ATTR."""
         try:
-            self.ioctl(abi.KVM_HAS_DEVICE_ATTR, kvm_device_attr(group=abi.KVM_ARM_VCPU_PMU_V3_CTRL, attr=attr))
+            self.ioctl(abi.KVM_HAS_DEVICE_ATTR, kvm_device_attr(group=group, attr=attr))
         except OSError as problem:
             if problem.errno == errno.ENXIO:
                 return False

@@ -63,6 +63,15 @@ class Vm:
         """State kvm_vcpu_has_pmu(), which looks at the VM's features."""
         return bool(self.features >> abi.KVM_ARM_VCPU_PMU_V3 & 1)
 
+    def has_spe(self) -> bool:
+        """State vcpu_has_spe(), which looks at the VM's features."""
+        return bool(self.features >> abi.KVM_ARM_VCPU_SPE & 1)
+
+    def pmsver(self) -> int:
+        """Return ID_AA64DFR0_EL1.PMSVer of its guest: the host's, with SPE."""
+        spe = self.system.spe
+        return spe.pmsver if spe is not None and self.has_spe() else 0
+
     def fixed_counters_only(self) -> bool:
         """Tell whether FIXED_COUNTERS_ONLY is set."""
         return self.record.design == FIXED_COUNTERS_ONLY
@@ -120,6 +129,11 @@ class Vm:
                 record.denied[event >> 6] &= ~bit
             else:
                 record.denied[event >> 6] |= bit
+
+    def set_features(self, features: int) -> None:
+        """Set what its vCPUs have. The buffer that a guest with SPE enables is pinned, as the series does it."""
+        self.features = features
+        self.record.spe = self.record.spe_pinned = int(self.has_spe())
 
     def initialize_id_registers(self) -> None:
         """State kvm_reset_id_regs(): at the first reset of a vCPU, the VM gets the ID registers of its features."""
