@@ -186,7 +186,13 @@ class Spu:
     source: Annotated[list[int], Each("inflight", 16), Role.GHOST]
     """Whose operation each pending record is of."""
     pointer_of: Annotated[int, Bits(16), Role.GHOST]
-    """Whose buffer the unit's write pointer is in: set by whoever writes PMBPTR_EL1."""
+    """Whose buffer PMBPTR_EL1 is in: set by whoever writes it."""
+    in_buffer_of: Annotated[int, Bits(16), Role.GHOST]
+    """Whose buffer `pointer` is in."""
+    exposed: Annotated[int, Bits(1), Role.GHOST]
+    """The buffer was enabled while `pointer` was in a buffer of another regime than its translation's: the unit may
+    translate it at any time then, and keep what it finds (the series disables the buffer "to avoid the wrong
+    translation table entries being cached")."""
     lost: Annotated[int, Bits(62), Role.GHOST]
     """Records that were formed and never written, though nothing was wrong with the buffer: it was disabled, or its
     service bit set, while they waited."""
@@ -684,7 +690,7 @@ def initiate(spu: Spu) -> None:
         spu.lost += int((spu.status & PMBSR_S) == 0)
     elif write_to_buffer(spu, size) == 1:
         to = buffer_regime(spu)
-        spu.misplaced += int(to != source or spu.pointer_of != source)
+        spu.misplaced += int(to != source or spu.in_buffer_of != source)
     if spu.nr_written < len(spu.written_to):
         spu.written_to[spu.nr_written] = to
         spu.written_at[spu.nr_written] = at
@@ -761,10 +767,12 @@ def take_effect(spu: Spu, which: int) -> None:
         spu.seen.pmblimitr = spu.pmblimitr
     if which & SYNC_PMBPTR != 0:
         spu.pointer = spu.pmbptr
+        spu.in_buffer_of = spu.pointer_of
     if which & SYNC_PMBSR != 0:
         spu.status = spu.pmbsr
     if which & SYNC_E2PB != 0:
         spu.seen.e2pb = spu.e2pb
+    spu.exposed |= int(profiling_buffer_enabled(spu) and spu.in_buffer_of != buffer_regime(spu))
 
 
 def isb(spu: Spu) -> None:
