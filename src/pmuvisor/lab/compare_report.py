@@ -31,7 +31,10 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "overflows and interrupts": ("exits.irq", "overflows", "interrupts_injected"),
     "registers swapped, host events moved": ("registers_swapped", "rescheduled"),
-    NOT_THE_PMU: ("exits.mmio", "exits.hvc", "exits.wfi", "exits.sgi", "loads", "puts"),
+    NOT_THE_PMU: (
+        *("exits.mmio", "exits.hvc", "exits.wfi", "exits.sgi", "loads", "puts"),
+        *("exits.spe", "spe_drained", "spe_injected", "spe_stage2"),
+    ),
 }
 """The parts of a bar, and the items of the ledger in each."""
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "lightgrey")

@@ -90,7 +90,7 @@ def _accesses(ledger: dict[str, int]) -> Table | str:
 def _costs(result: Result) -> Table:
     ledger = result.ledger
     rows = [("exits to the host", ledger["exits"])]
-    rows += [(f"  {words}", ledger[name]) for name, words in EXITS.items() if name != "exits.spe" or ledger[name]]
+    rows += [(f"  {words}", ledger[name]) for name, words in EXITS.items() if name != "exits.spe" or ledger.get(name)]
     rows += [(words, ledger[name]) for name, words in _REST.items()]
     millions = result.instructions / 1e6
     cells = [(words, number(n), f"{n / millions:,.2f}" if n and millions else "-") for words, n in rows]
