@@ -505,6 +505,24 @@ def test_registers_of_spe_are_the_guests_own_by_the_door() -> None:
     assert (read(vcpu, "PMSIRR_EL1"), read(vcpu, "PMBPTR_EL1")) == (0x1234_5601, BASE)
 
 
+def test_what_userspace_writes_of_spe_is_what_the_guest_reads() -> None:
+    values = {"PMSCR_EL1": 8, "PMSICR_EL1": 77, "PMSIRR_EL1": 0x901, "PMSFCR_EL1": 5, "PMSEVFR_EL1": 0x20}
+    values |= {"PMSNEVFR_EL1": 0x80, "PMSLATFR_EL1": 9, "PMSDSFR_EL1": 6}
+    values |= {"PMBLIMITR_EL1": 0x5000, "PMBPTR_EL1": 0x4321, "PMBSR_EL1": 0x24 << 26 | 7}
+    seen: dict[str, int | None] = {}
+
+    def guest() -> Guest:
+        for name in values:
+            seen[name] = yield Read(name)
+
+    vcpu = ready_with_spe(system("max"))
+    for name, value in values.items():
+        write(vcpu, name, value)
+    run_guest(vcpu, guest)
+    assert seen == values
+    assert {name: read(vcpu, name) for name in values} == values
+
+
 def test_registers_of_spe_without_the_feature_are_undefined_but_for_one_that_does_not_trap() -> None:
     seen: list[int | None] = []
 
@@ -553,6 +571,20 @@ def test_a_guest_that_profiles_has_a_record_for_each_interval_and_its_interrupt_
     assert seen == [BASE + 32 * 64, 0, BASE + 64 * 64, S | 1]
     assert (vcpu.record.spe_irq_level, vcpu.record.spe_injected) == (1, 1)
     assert vcpu.run_page.s.regs.device_irq_level == 0
+
+
+def test_a_full_buffer_interrupts_the_guest_in_the_midst_of_what_it_executes() -> None:
+    levels = []
+    vcpu = ready_with_spe()
+
+    def guest() -> Guest:
+        yield from profile(size=PAGE)
+        yield Execute(100 * PERIOD)
+        levels.append(vcpu.record.spe_irq_level)
+
+    run_guest(vcpu, guest)
+    assert levels == [1]
+    assert vcpu.system.now == 100 * PERIOD
 
 
 def test_a_guest_whose_sampling_was_not_enabled_at_an_exception_level_has_no_record_of_it() -> None:
