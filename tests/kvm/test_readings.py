@@ -20,7 +20,7 @@ from linux.operations import CPUS, OPEN, operate, random_operation
 from linux.support import probe
 from pmuvisor import records
 from pmuvisor.arch.events import INST_RETIRED
-from pmuvisor.arch.sysreg import name_of
+from pmuvisor.arch.sysreg import PMSCR_E0SPE, name_of
 from pmuvisor.compiled import compiled
 from pmuvisor.kvm import timeline
 from pmuvisor.kvm import world as worlds
@@ -91,6 +91,8 @@ def test_a_world_in_time_goes_through_the_same_states(design: int) -> None:
         where = {"cpu": number % 2} if number % 3 else {"task": number % 5}
         period = 400_000 * (number % 4 == 0)
         lab.open(KINDS[number % 3], sample_period=period, exclude_guest=number % 2, **where)
+    lab.profile(period=1024, cpu=0, buffer=1 << 14, jitter=1)
+    lab.profile(period=1500, task=3, buffer=1 << 15, levels=PMSCR_E0SPE)
     row = np.zeros(1, records.layout(Timeline, lab.sizes))
     records.store(lab.t, row, lab.sizes)
     back = records.new(Timeline, lab.sizes)
@@ -100,6 +102,7 @@ def test_a_world_in_time_goes_through_the_same_states(design: int) -> None:
         records.load(back, row, lab.sizes)
         assert back == lab.t
     assert lab.t.happenings > 200
+    assert min(session.interrupts for session in lab.t.world.host.spe_sessions) > 2
 
 
 def test_accesses_of_guests_of_every_design_go_through_the_same_states() -> None:

@@ -5,14 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pmuvisor import records
-from pmuvisor.arch.cores import core, make_pe
+from pmuvisor.arch.cores import core, make_pe, make_spe
 from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
+from pmuvisor.arch.sysreg import PMSCR_E0SPE, PMSCR_E1SPE
 from pmuvisor.kvm import timeline, world
 from pmuvisor.kvm.timeline import Timeline
 from pmuvisor.kvm.vcpu import PARTITIONED
-from pmuvisor.linux import perf
+from pmuvisor.linux import arm_spe, perf
 from pmuvisor.linux.activity import NEVER
-from pmuvisor.linux.host import ANY_CPU, NO_COUNTER, NO_EVENT, NO_TASK, NO_VCPU, STATE_INACTIVE, PerfEvent
+from pmuvisor.linux.host import (
+    ANY_CPU,
+    NO_COUNTER,
+    NO_EVENT,
+    NO_TASK,
+    NO_VCPU,
+    STATE_INACTIVE,
+    PerfEvent,
+    SpeSession,
+)
 
 KINDS = (INST_RETIRED, CPU_CYCLES, BR_RETIRED)
 MS = 1_000_000
@@ -34,6 +44,7 @@ class Lab:
     t: Timeline = field(init=False)
     sizes: dict[str, int] = field(init=False)
     opened: int = 0
+    profiled: int = 0
 
     def __post_init__(self) -> None:
         cpus, tasks = len(self.cores), self.vcpus + self.programs
@@ -74,6 +85,7 @@ class Lab:
         of = core(name)
         number = sorted(set(self.cores), key=self.cores.index).index(name)
         world.boot_cpu(self.t.world.host.cpus[c], make_pe(of, range(64)), number)
+        world.boot_spu(self.t.world.host.cpus[c], make_spe(of), c + 1)
         self.t.mhz[c] = of.mhz
         self.t.mux_at[c] = self.t.mux_ns or self.mux_ms * MS
 
@@ -104,6 +116,32 @@ class Lab:
             timeline.plan(self.t, c)
         self.opened += 1
         return number
+
+    def profile(
+        self,
+        *,
+        period: int,
+        levels: int = PMSCR_E0SPE | PMSCR_E1SPE,
+        jitter: int = 0,
+        buffer: int = 1 << 20,
+        **more: int,
+    ) -> int:
+        """Open an SPE session for the cpu or the task in `more`."""
+        number, host = self.profiled, self.t.world.host
+        session = host.spe_sessions[number]
+        session.cpu, session.task, session.pmscr, session.period_left = ANY_CPU, NO_TASK, levels, period
+        session.pmsirr = arm_spe.sanitised_pmsirr(host.cpus[0], period, jitter)
+        session.base, session.size, session.watermark, session.prompt = (number + 1) << 28, buffer, buffer >> 1, 1
+        for name, value in more.items():
+            setattr(session, name, value)
+        arm_spe.open_session(host, number)
+        self.profiled += 1
+        return number
+
+    def session(self, number: int) -> SpeSession:
+        """Close an SPE session and return it."""
+        arm_spe.close_session(self.t.world.host, number)
+        return self.t.world.host.spe_sessions[number]
 
     def run(self, ms: int) -> None:
         timeline.run_until(self.t, ms * MS)

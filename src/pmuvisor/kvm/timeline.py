@@ -3,20 +3,24 @@
 One event after the other, in the order of time, and at one time by number, CPUs first. Between two events of its own a
 CPU does nothing but what its task does; so its counters are brought up to date only then. A CPU's next event is the end
 of a slice, the multiplexing timer, an overflow that interrupts, or its task's going to sleep; a task's is its waking.
+
+PMBIRQ is no event of the queue: nothing but the unit's own CPU has to do with it, so it is taken where it comes while
+the CPU is brought up to date, at the very operation, of which there can be several in a nanosecond.
 """
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pmuvisor.arch import pmu
+from pmuvisor.arch import pmu, spe, spe_record
 from pmuvisor.arch.events import CHAIN, CPU_CYCLES, INST_RETIRED
+from pmuvisor.arch.spe_record import Sample
 from pmuvisor.arch.sysreg import CYCLE, INSTRUCTION
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.world import World
-from pmuvisor.linux import activity, perf, sched
+from pmuvisor.linux import activity, arm_spe, perf, sched
 from pmuvisor.linux.activity import NEVER
-from pmuvisor.linux.host import NO_TASK, NO_VCPU, TASK_SLEEPING
+from pmuvisor.linux.host import NO_SESSION, NO_TASK, NO_VCPU, TASK_SLEEPING
 from pmuvisor.records import U16, U62, Each, LedgerCount, record
 
 EL0, EL1, EL2 = 0, 1, 2
@@ -51,6 +55,8 @@ class Timeline:
     """How long a guest that has code is executed before another CPU's turn."""
     executed: Annotated[list[int], Each("executed", 62)]
     """By vCPU and kind, what its guest has done: what its counters ought to show."""
+    sample: Sample
+    """The operation that is being sampled."""
     happenings: LedgerCount
     interrupts: LedgerCount
     rotations: LedgerCount
@@ -121,6 +127,8 @@ def account(t: Timeline, c: int, until: int) -> None:
         account_kind(t, c, kind, passed)
     if v != NO_VCPU:
         worlds.vcpu_exit(t.world, c, v)
+    else:
+        profile(t, c, passed)
 
 
 def account_kind(t: Timeline, c: int, kind: int, passed: int) -> None:
@@ -157,6 +165,77 @@ def count_at(pe: pmu.Pe, el: int, event: int, amount: int) -> None:
         if event == CPU_CYCLES:
             pmu.increment_cycle_counter(pe, pmu.count_pmu_events(pe, el), amount)
         pmu.pmu_event(pe, el, event, amount)
+
+
+# ---- what its Statistical Profiling Unit has sampled ---------------------------------------------------------
+
+
+def profile(t: Timeline, c: int, passed: int) -> None:
+    """Let the unit of CPU `c` sample what its task, which is of the host, has done in the time that has passed.
+
+    Each instruction is an operation. While a guest runs there is nothing to sample for the host: PMSCR_EL1 is 0 then,
+    which the buffer's owner EL2 leaves in charge of EL1 and EL0. The task was come back to by an exception return: what
+    the kernel wrote before has its effect.
+    """
+    cpu = t.world.host.cpus[c]
+    if cpu.spu.unsynchronised != 0:
+        spe.isb(cpu.spu)
+    kind = kind_of(t, INST_RETIRED)
+    levels = profiled_levels(cpu.spu)
+    if kind == len(t.kinds) or levels == 0:
+        return
+    task = t.world.host.tasks[cpu.current]
+    total = activity.happened(task.rate[kind], task.runtime)
+    done = activity.happened(task.rate[kind], task.runtime - passed)
+    while done < total and levels != 0:
+        done = operate(t, c, levels, done, total)
+        levels = profiled_levels(cpu.spu)
+
+
+def profiled_levels(spu: spe.Spu) -> int:
+    """Return a mask of the levels where the unit samples the host: EL0, EL2 (HCR_EL2.TGE is 1)."""
+    el0 = int(spe.statistical_profiling_enabled(spu, EL0, 1))
+    el2 = int(spe.statistical_profiling_enabled(spu, EL2, 1))
+    return (el0 << EL0) | (el2 << EL2)
+
+
+def operate(t: Timeline, c: int, levels: int, done: int, total: int) -> int:
+    """After its first `done` operations the task on CPU `c` goes on up to the next that is sampled, or up to `total`.
+
+    `levels` is the mask of those where they are sampled, at least one. Return how many it has done then.
+    """
+    cpu = t.world.host.cpus[c]
+    user = t.world.host.tasks[cpu.current].user
+    el0 = (levels >> EL0) & 1
+    el2 = (levels >> EL2) & 1
+    before = activity.counted(user, el0, el2, done)
+    reached = activity.total_for(user, el0, el2, before + spe.operations_to_sample(cpu.spu))
+    if reached == 0 or reached > total:
+        reached = total
+    if spe.count_operations(cpu.spu, activity.counted(user, el0, el2, reached) - before) == 1:
+        take_sample(t, c, activity.at_el0(reached, user) - activity.at_el0(reached - 1, user))
+    return reached
+
+
+def take_sample(t: Timeline, c: int, at_el0: int) -> None:
+    """An operation on CPU `c` is sampled, at EL0 or at EL2; the interrupt of the buffer that it may fill is taken.
+
+    A model: every operation is of the class "other", takes a cycle, and retires.
+    """
+    cpu = t.world.host.cpus[c]
+    number = cpu.spe_session
+    t.sample.el = EL2 - EL2 * at_el0
+    t.sample.op_class = spe_record.OP_OTHER
+    t.sample.events = spe_record.EVENT_RETIRED
+    t.sample.total_latency = 1
+    if spe_record.collect_record(cpu.spu.filter, t.sample) == 0:
+        return
+    if number != NO_SESSION:
+        t.world.host.spe_sessions[number].formed += 1
+    spe.form_record(cpu.spu, 1 << cpu.spu.filter.core.max_size, spe.HOST)
+    if spe.pmbirq(cpu.spu) == 1:
+        arm_spe.irq_handler(t.world.host, c)
+        arm_spe.read_if_woken(t.world.host, number)
 
 
 # ---- when a CPU's next event is ---------------------------------------------------------------------------
@@ -268,7 +347,9 @@ def change_task(t: Timeline, c: int) -> None:
 
     A vCPU that comes to a CPU where it cannot run fails to enter (KVM_EXIT_FAIL_ENTRY), and its thread ends.
     """
+    left = t.world.host.cpus[c].spe_session
     worlds.switch_out(t.world, c, t.now)
+    arm_spe.read_if_woken(t.world.host, left)
     while True:
         number = worlds.switch_in(t.world, c, t.now)
         if number == NO_TASK:
@@ -281,6 +362,7 @@ def change_task(t: Timeline, c: int) -> None:
             break
         sched.go_to_sleep(t.world.host, c)
         worlds.switch_out(t.world, c, t.now)
+    arm_spe.read_if_woken(t.world.host, t.world.host.cpus[c].spe_session)
     t.slice_end[c] = t.now + t.slice_ns
 
 

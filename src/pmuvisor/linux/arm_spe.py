@@ -102,6 +102,19 @@ def aux_read(session: SpeSession) -> None:
     session.aux_tail = session.aux_head
 
 
+def read_if_woken(host: Host, number: int) -> None:
+    """Let the reader of a session, or of NO_SESSION, do what it was woken for. A model: it needs no time for that.
+
+    perf would also enable again an event that was disabled because it had lost data; this reader does not.
+    """
+    if number == NO_SESSION:
+        return
+    session = host.spe_sessions[number]
+    if session.prompt == 1 and session.noticed != session.woken:
+        session.noticed = session.woken
+        aux_read(session)
+
+
 # ---- where the next records go ------------------------------------------------------------------------------
 
 
@@ -289,7 +302,7 @@ def wants(host: Host, c: int, number: int) -> bool:
 def schedule(host: Host, c: int) -> None:
     """Give the unit of CPU `c`, if it is free, to the first session that wants it (PERF_PMU_CAP_EXCLUSIVE)."""
     cpu = host.cpus[c]
-    if cpu.spe_session != NO_SESSION or cpu.spu.filter.core.pmsver == 0:
+    if host.spe_open == 0 or cpu.spe_session != NO_SESSION or cpu.spu.filter.core.pmsver == 0:
         return
     for number in range(len(host.spe_sessions)):
         if cpu.spe_session == NO_SESSION and wants(host, c, number):
@@ -326,6 +339,7 @@ def open_session(host: Host, number: int) -> None:
     """Attach a session whose attributes are set, and schedule it where it can run now."""
     session = host.spe_sessions[number]
     session.attached = 1
+    host.spe_open += 1
     session.state = STATE_INACTIVE
     session.stopped = 1
     for c in range(len(host.cpus)):
@@ -339,5 +353,6 @@ def close_session(host: Host, number: int) -> None:
         if host.cpus[c].spe_session == number:
             unschedule(host, c)
     host.spe_sessions[number].attached = 0
+    host.spe_open -= 1
     for c in range(len(host.cpus)):
         schedule(host, c)

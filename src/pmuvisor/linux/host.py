@@ -173,6 +173,12 @@ class SpeSession:
     """Bytes of padding that the driver has written."""
     woken: U62
     """How often the reader was woken."""
+    prompt: U1
+    """The reader is there as soon as it is woken; 0: nobody ever reads. A model."""
+    noticed: U62
+    """Of how many wake-ups the reader knows."""
+    formed: Annotated[int, Bits(62), Role.GHOST]
+    """Records that were formed while it had the unit: what its buffer must come to hold."""
     interrupts: LedgerCount
     """How often PMBIRQ was the driver's."""
     spurious: LedgerCount
@@ -243,3 +249,5 @@ class Host:
     tasks: Annotated[list[Task], Each("tasks")]
     events: Annotated[list[PerfEvent], Each("events")]
     spe_sessions: Annotated[list[SpeSession], Each("spe_sessions")]
+    spe_open: U8
+    """How many of them are open."""

@@ -10,7 +10,7 @@ Who leaves and who comes is returned, so that KVM, above, can put and load the v
 
 from __future__ import annotations
 
-from pmuvisor.linux import perf
+from pmuvisor.linux import arm_spe, perf
 from pmuvisor.linux.host import ANY_CPU, NO_TASK, TASK_RUNNABLE, TASK_SLEEPING, Host, Task
 
 
@@ -134,6 +134,7 @@ def sched_out(host: Host, c: int, now: int) -> int:
     number = host.cpus[c].current
     if number != NO_TASK:
         perf.perf_event_task_sched_out(host, c, now)
+        arm_spe.task_sched_out(host, c)
         if host.tasks[number].state == TASK_RUNNABLE:
             enqueue_task(host, c, number)
     return number
@@ -150,6 +151,7 @@ def sched_in(host: Host, c: int, now: int) -> int:
     number = dequeue_first(host, c)
     host.cpus[c].switches += 1
     perf.perf_event_task_sched_in(host, c, number, now)
+    arm_spe.task_sched_in(host, c)
     return number
 
 
