@@ -181,14 +181,16 @@ def restore_guest_buffer(spu: Spu, vm: Vm, vcpu: Vcpu, guest: int) -> None:
     spe.write(spu, PMBLIMITR_EL1, vcpu.spe.pmblimitr)
 
 
-def save_guest_buffer(spu: Spu, vm: Vm, vcpu: Vcpu) -> None:
+def save_guest_buffer(spu: Spu, vm: Vm, vcpu: Vcpu) -> int:
     """State __kvm_spe_save_guest_buffer(): drain, and take what the unit did to PMBPTR_EL1 and PMBSR_EL1.
+
+    Return 1 where the unit required service.
 
     Whether the buffer is in the unit is asked of the registers in memory, as on entry: the guest's accesses to them
     trap, and do not reach the unit.
     """
     if vm.spe == 0 or not profiling_buffer_enabled(vcpu.spe.pmblimitr, vcpu.spe.pmbsr):
-        return
+        return 0
     vcpu.spe_drained += 1
     spe.psb_csync(spu)
     spe.dsb(spu)
@@ -198,10 +200,11 @@ def save_guest_buffer(spu: Spu, vm: Vm, vcpu: Vcpu) -> None:
     vcpu.spe.pmbptr = spe.read(spu, spe.EL2, PMBPTR_EL1)
     pmbsr = spe.read(spu, spe.EL2, PMBSR_EL1)
     if pmbsr & PMBSR_S == 0:
-        return
+        return 0
     spe.write(spu, PMBSR_EL1, 0)
     spe.isb(spu)
     vcpu.spe.pmbsr = pmbsr
+    return 1
 
 
 def is_stage2_fault(vcpu: Vcpu) -> bool:

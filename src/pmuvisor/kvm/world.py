@@ -236,8 +236,8 @@ def vcpu_exit(world: World, c: int, v: int) -> None:
     vcpu.guest_exit(cpu.pe)
     arch_spe.isb(cpu.spu)
     if world.vcpus[v].unsupported_cpu == 0:
-        spe.save_guest_buffer(cpu.spu, world.vms[world.vm_of[v]], world.vcpus[v])
-        if spe.is_stage2_fault(world.vcpus[v]):
+        service = spe.save_guest_buffer(cpu.spu, world.vms[world.vm_of[v]], world.vcpus[v])
+        if service == 1 and spe.is_stage2_fault(world.vcpus[v]):
             spe.resolve_stage2_fault(world.vcpus[v])
 
 
