@@ -180,9 +180,9 @@ def own_cpus(config: Config, counted: Iterable[int] = COUNTED_EVENTS) -> Kvm:
     counters = config.guest_counters()
     world = boot([config.core] * config.vcpus, counted=counted, vcpus=config.vcpus)
     kvm = System(world, use_fgt=int(config.fgt))
-    vm = vmm.create_vm(kvm, config.vcpus, DESIGNS[config.design], counters)
+    vm = vmm.create_vm(kvm, config.vcpus, DESIGNS[config.design], counters, spe=config.spe)
     vmm.create_irqchip(vm)
-    vm.record.spe, vm.record.spe_pinned = int(config.spe), int(config.spe_pinned)
+    vm.record.spe_pinned = int(config.spe and config.spe_pinned)
     for v in range(config.vcpus):
         world.host.tasks[v].allowed[0] = 1 << v
         world.host.tasks[v].cpu = v

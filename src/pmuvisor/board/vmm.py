@@ -30,34 +30,38 @@ def pmu_attributes(design: int, counters: int, pmu_type: int | None = None) -> I
     yield abi.KVM_ARM_VCPU_PMU_V3_SET_NR_COUNTERS, counters
 
 
-def create_vm(kvm: System, vcpus: int, design: int, counters: int, pmu_type: int | None = None) -> Vm:
+def create_vm(
+    kvm: System, vcpus: int, design: int, counters: int, pmu_type: int | None = None, *, spe: bool = False
+) -> Vm:
     """Create a VM with its vCPUs and their PMU; all but the first are off. It has no interrupt controller.
 
     vCPUs are initialised once more at the end, as QEMU does when a machine starts. Raises what the ioctls raise, EINVAL
-    for a number of event counters that this design cannot have on this host.
+    for a number of event counters that this design cannot have on this host, and for `spe` on a host without SPE.
     """
     vm = kvm.create_vm()
     for number in range(vcpus):
         vm.create_vcpu(number)
-        _init(vm, number)
+        _init(vm, number, spe)
     for attr, value in pmu_attributes(design, counters, pmu_type):
         vm.vcpus[0].set_attr(attr, value)
     for number in range(vcpus):
-        _init(vm, number)
+        _init(vm, number, spe)
     return vm
 
 
-def _init(vm: Vm, number: int) -> None:
+def _init(vm: Vm, number: int, spe: bool) -> None:
     features = [abi.KVM_ARM_VCPU_PSCI_0_2, abi.KVM_ARM_VCPU_PMU_V3]
+    if spe:
+        features.append(abi.KVM_ARM_VCPU_SPE)
     if number:
         features.append(abi.KVM_ARM_VCPU_POWER_OFF)
     vm.vcpus[number].init(*features)
 
 
 def create_irqchip(vm: Vm) -> Vgic:
-    """Give a VM a VGICv3 where the board has it, and its PMU an interrupt: the VM's vCPUs are all there.
+    """Give a VM a VGICv3 where the board has it, and its PMU and SPE their interrupts: the VM's vCPUs are all there.
 
-    Nothing of the PMU can be set any more. Raises what the ioctls raise.
+    Nothing of either can be set any more. Raises what the ioctls raise.
     """
     vgic = vm.create_vgic()
     vgic.set_attr(abi.KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, memmap.INTID_COUNT)
@@ -67,4 +71,7 @@ def create_irqchip(vm: Vm) -> Vgic:
     for vcpu in vm.vcpus:
         vcpu.set_attr(abi.KVM_ARM_VCPU_PMU_V3_IRQ, memmap.PMU_INTID)
         vcpu.set_attr(abi.KVM_ARM_VCPU_PMU_V3_INIT)
+        if vm.record.spe:
+            vcpu.set_attr(abi.KVM_ARM_VCPU_SPE_IRQ, memmap.SPE_INTID, group=abi.KVM_ARM_VCPU_SPE_CTRL)
+            vcpu.set_attr(abi.KVM_ARM_VCPU_SPE_INIT, group=abi.KVM_ARM_VCPU_SPE_CTRL)
     return vgic
