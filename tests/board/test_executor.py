@@ -56,13 +56,14 @@ class Vmm:
         vcpus: int = 1,
         design: str = "emulated",
         counters: int = 4,
+        spe: bool = False,
         **options: Any,
     ) -> None:
         self.console = bytearray()
         kinds = [core(name) for name in cores or ("max",)]
         self.board = Board(kinds, **options)
         self.kvm = System(boot(kinds, counted=COUNTED_EVENTS), executor=self.board)
-        self.vm = create_vm(self.kvm, vcpus, DESIGNS[design], counters)
+        self.vm = create_vm(self.kvm, vcpus, DESIGNS[design], counters, spe=spe)
         create_irqchip(self.vm)
         self.give(program)
 
@@ -103,6 +104,13 @@ def test_the_demo_counts_exactly_and_powers_off(design: str) -> None:
     assert event_type(vmm) == k.KVM_SYSTEM_EVENT_SHUTDOWN
     assert b"demo: all counts exact\n" in vmm.console
     assert (b"INST_RETIRED 4,500,000 expected 4,500,000 exact" in vmm.console) == (design != "fixed-counters-only")
+
+
+def test_a_guest_of_a_vmm_profiles_itself_where_the_vmm_gave_it_spe() -> None:
+    vmm = Vmm(design="partitioned", counters=6, spe=True)
+    vmm.board.give_guest(vmm.vm, builtin_guest("spe"), vmm.console.extend, memory=MEMORY)
+    assert vmm.run() == k.KVM_EXIT_SYSTEM_EVENT
+    assert vmm.console.endswith(b"spe: 44 of 44 checks passed\n")
 
 
 def test_the_demo_does_the_same_as_on_a_machine_of_its_own() -> None:

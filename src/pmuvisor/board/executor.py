@@ -111,14 +111,14 @@ class Board:
         """Give a VM its memory, in bytes, with a guest in it, at whose entry vCPU 0 starts. It replaces an earlier one.
 
         `image` is a file as `pmuvisor run` takes it, or its bytes; `output` is given what the guest prints. The VM has
-        a VGICv3 where the board has it, 23 is its PMU's interrupt, and all vCPUs but the first are off. Raises
-        ImageError for what cannot be loaded, and ValueError for a VM that the board cannot run.
+        a VGICv3 where the board has it, 23 is its PMU's interrupt, 21 its SPE's, and all vCPUs but the first are off.
+        Raises ImageError for what cannot be loaded, and ValueError for a VM that the board cannot run.
         """
         self._check(vm)
         loaded = load_image(image, memmap.RAM_BASE, memory)
         disk = b"" if initrd is None else load_initrd(initrd, memory)
         # A device tree's size does not depend on the addresses in it.
-        room = virt_device_tree(memory, len(vm.vcpus), bootargs, (0, 0) if disk else None, vm.has_pmu())
+        room = self._device_tree(vm, memory, bootargs, (0, 0) if disk else None)
         layout = plan_layout(loaded, len(disk), len(room), memmap.RAM_BASE, memory)
         self._guests[vm] = _Guest(loaded, disk, bootargs, layout, memory, output)
 
@@ -186,16 +186,23 @@ class Board:
                 raise ValueError(f"vCPU {vcpu.vcpu_id} is on: expected KVM_ARM_VCPU_POWER_OFF of all but the first")
             if vm.has_pmu() and vcpu.irq_num != memmap.PMU_INTID:
                 raise ValueError(f"vCPU {vcpu.vcpu_id}: PMU interrupt {vcpu.irq_num}: expected {memmap.PMU_INTID}")
+            if vm.record.spe == 1 and vcpu.spe_irq_num != memmap.SPE_INTID:
+                raise ValueError(f"vCPU {vcpu.vcpu_id}: SPE interrupt {vcpu.spe_irq_num}: expected {memmap.SPE_INTID}")
         frames = (memmap.GICD_BASE, memmap.GICR_BASE)
         if vm.vgic is None or (vm.vgic.dist_base, vm.vgic.redist_base) != frames:
             raise ValueError(f"expected a VGICv3 with its frames at {frames[0]:#x} and {frames[1]:#x}")
+
+    @staticmethod
+    def _device_tree(vm: Vm, memory: int, bootargs: str, initrd: tuple[int, int] | None) -> bytes:
+        spe = vm.record.spe == 1
+        return virt_device_tree(memory, len(vm.vcpus), bootargs, initrd, vm.has_pmu(), spe=spe)
 
     def _make(self, vm: Vm, guest: _Guest) -> HostedMachine:
         """Make a VM's machine, at the entry of its guest."""
         guest.places = [HostCpu(vm.system.world, vcpu.number) for vcpu in vm.vcpus]
         config = Config(self.cores[vm.system.cpu], guest.memory, len(vm.vcpus), costs=self.costs)
         machine = _VmmMachine(config, guest.output, Kvm(vm.record, guest.places), self._is_over)
-        dtb = virt_device_tree(guest.memory, len(vm.vcpus), guest.bootargs, guest.layout.initrd, vm.has_pmu())
+        dtb = self._device_tree(vm, guest.memory, guest.bootargs, guest.layout.initrd)
         machine.boot(guest.image, guest.layout, dtb, guest.initrd)
         return machine
 

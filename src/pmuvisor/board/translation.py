@@ -23,6 +23,8 @@ FSC_EXTERNAL_ON_WALK = 0x14
 _GRANULES_0 = {0: 12, 1: 16, 2: 14}
 _GRANULES_1 = {1: 14, 2: 12, 3: 16}
 """By TCR_EL1.TG0 and TG1, the logarithm of a page's bytes."""
+_BLOCK_LEVELS = {12: 1, 14: 2, 16: 2}
+"""By granule, the first level at which a descriptor can be a block."""
 _VALID, _TABLE, _ACCESS_FLAG, _READ_ONLY, _APTABLE_READ_ONLY = 1 << 0, 1 << 1, 1 << 10, 1 << 7, 1 << 62
 _ADDRESS = (1 << 48) - 1
 
@@ -79,7 +81,7 @@ def _walk(memory: GuestMemory, table: int, va: int, size: int, granule: int) -> 
         except MemoryBoundsError:
             return Translated(fault=FSC_EXTERNAL_ON_WALK | level)
         is_table = entry & _TABLE != 0
-        if entry & _VALID == 0 or (level == 3 and not is_table) or (level < 3 and not is_table and level < 1):
+        if entry & _VALID == 0 or (not is_table and not _BLOCK_LEVELS[granule] <= level < 3):
             return Translated(fault=FSC_TRANSLATION | level)
         if level == 3 or not is_table:
             return _leaf(entry, va, shift, level, read_only)
