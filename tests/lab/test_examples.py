@@ -19,14 +19,14 @@ MS = 1_000_000
 
 
 def run(name: str, folder: Path, capfd: pytest.CaptureFixture[str], status: int = 0) -> dict[str, Any]:
-    """Run an example, which ends with `status`; return its JSON, by names: `vms`, `host_perf`."""
+    """Run an example, which ends with `status`; return its JSON, by names: `vms`, `host_perf`, `host_spe`."""
     out = folder / "out.json"
     assert cli.main(["run", str(EXAMPLES / f"{name}.toml"), "--json", str(out)]) == status
     shown, errors = capfd.readouterr()
     result: dict[str, Any] = json.loads(out.read_text())
     assert errors == ""
     assert not result["interrupted"]
-    for key in ("vms", "host_perf"):
+    for key in ("vms", "host_perf", "host_spe"):
         assert all(f"\n{row['name'].partition(':')[0]}" in f"\n{shown}" for row in result[key])
         result[key] = {row["name"]: row for row in result[key]}
     for row in result["host_perf"].values():
@@ -78,6 +78,28 @@ def test_sampling(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     user = rows["user:INST_RETIRED"]
     assert user["count"] * 1000 == user["running"] * 2000 * 0.6
     assert 0 < user["enabled"] <= 150 * MS
+
+
+def test_spe_host(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    result = run("spe-host", tmp_path, capfd)
+    rows = result["host_spe"]
+    # A thousand operations in a microsecond: `server` has half of CPU 0, `batch` all of CPU 1, half of it at EL0.
+    expected = {"beside-guest": 50_000_001 // 4097, "alone": 100_000_001 // 4097, "user": 25_000_001 // 4097}
+    assert {name: rows[name]["records"] for name in expected} == expected
+    assert result["vms"]["guest"]["instructions"] == 100_000_000
+    # 4 MiB are read by halves, 128 KiB too.
+    assert [rows[name]["woken"] for name in expected] == [0, 0, 64 * expected["user"] >> 16]
+    assert rows["unread"] == {
+        "name": "unread",
+        "records": 2 * 960,
+        "bytes": 2 * 65535,
+        "interrupts": 4,
+        "truncated": 2,
+        "lost": 0,
+        "padding": 2 * 4095,
+        "woken": 4,
+    }
+    assert all(row["lost"] == 0 for row in rows.values())
 
 
 def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from pmuvisor.board.machine import CountError
 from pmuvisor.lab import guests
 from pmuvisor.lab.costs import CostTable, Figure
 from pmuvisor.lab.hosting import Hosting, HostingResult
-from pmuvisor.lab.scenario import Activity, EventSpec, HostSpec, PerfSpec, Scenario, TaskSpec, VmSpec
+from pmuvisor.lab.scenario import Activity, EventSpec, HostSpec, PerfSpec, Scenario, SpeSpec, TaskSpec, VmSpec
 
 N1 = core("neoverse-n1")  # six event counters, 2500 MHz, no fine-grained traps
 MS = 1_000_000
@@ -40,9 +40,22 @@ def perf(name: str, *events: EventSpec, duration: int, **more: Any) -> PerfSpec:
     return PerfSpec(name=name, **fields | more)
 
 
+def spe(name: str, duration: int, **more: Any) -> SpeSpec:
+    fields: dict[str, Any] = {"cpus": 0, "tasks": (), "period": 2048, "jitter": False, "buffer": 1 << 16, "read": True}
+    fields |= {"exclude_user": False, "exclude_kernel": False, "start": 0, "stop": duration}
+    return SpeSpec(name=name, **fields | more)
+
+
 def scenario(duration: int, cpus: tuple[Core, ...] = (N1, N1), **parts: Any) -> Scenario:
     host = HostSpec(cpus=cpus, tick=4 * MS, slice=3 * MS, max_guest_counters=31)
-    fields: dict[str, Any] = {"vms": (), "tasks": (), "perf": (), "kinds": (INST_RETIRED, CPU_CYCLES), "seed": 0}
+    fields: dict[str, Any] = {
+        "vms": (),
+        "tasks": (),
+        "perf": (),
+        "spe": (),
+        "kinds": (INST_RETIRED, CPU_CYCLES),
+        "seed": 0,
+    }
     return Scenario(path=Path("x.toml"), duration=duration, host=host, **fields | parts)
 
 
@@ -126,6 +139,52 @@ def test_a_guest_with_code_pays_for_its_exits_in_the_hosts_time() -> None:
         assert cycles * 2 // 5 - 100_000 <= guest.run_seconds * 1e9 <= cycles * 2 / 5 + 1
         ends[name] = guest.run_seconds
     assert ends["dear"] > ends["free"] + 0.001
+
+
+def test_sessions_of_spe_sample_what_tasks_did_from_start_to_stop() -> None:
+    # At EL0 and EL2 in turns of three and two; a sample is each 2049th operation, the first the 2048th.
+    tasks = tuple(TaskSpec(name=f"t{n}", cpus=1 << n, activity=BUSY) for n in range(2))
+    sessions = (
+        spe("cpus", cpus=0b11, duration=20 * MS, stop=5 * MS + 7),
+        spe("user", tasks=(0,), duration=20 * MS, start=5 * MS + 7, stop=15 * MS + 7, exclude_kernel=True),
+        spe("kernel", tasks=(1,), duration=20 * MS, start=8 * MS, exclude_user=True, period=5000),
+    )
+    hosting = Hosting(scenario(20 * MS, tasks=tasks, spe=sessions))
+    cpus, user, kernel = hosting.run().host_spe
+    assert (cpus.name, cpus.records) == ("cpus", 2 * (5_000_008 // 2049))
+    assert user.records == 6_000_001 // 2049
+    # 5000 is rounded to 4864, but for the first.
+    assert kernel.records == 1 + (4_800_000 - 5000) // 4865
+    for row in (cpus, user, kernel):
+        assert (row.bytes, row.lost, row.padding, row.truncated) == (64 * row.records, 0, 0, 0)
+        assert row.interrupts >= row.woken > 0
+    assert [cpu.spe_session for cpu in hosting.host.cpus] == [0xFF, 0xFF]
+
+
+def test_a_session_of_spe_does_not_see_a_guest_with_code_nor_disturb_it() -> None:
+    parts: dict[str, Any] = {"vms": (vm("a", "demo"), vm("b", vcpus=1, on=0b10))}
+    parts["tasks"] = (TaskSpec(name="t", cpus=0b01, activity=BUSY), TaskSpec(name="u", cpus=0b10, activity=BUSY))
+    parts["spe"] = (spe("all", cpus=0b11, duration=150 * MS),)
+    hosting = Hosting(scenario(150 * MS, **parts))
+    result = hosting.run()
+    assert result.vms[0].status == "poweroff"
+    assert "demo: all counts exact" in result.vms[0].console
+    runtimes = {t: hosting.host.tasks[2 + t].runtime for t in range(2)}
+    assert 0 < runtimes[1] < 150 * MS
+    (row,) = result.host_spe
+    assert row.records == sum((runtime + 1) // 2049 for runtime in runtimes.values())
+    assert row.lost == 0
+
+
+def test_an_interrupted_run_has_the_sessions_of_spe_that_are_over() -> None:
+    task = TaskSpec(name="t", cpus=1, activity=BUSY)
+    sessions = (spe("early", cpus=1, duration=2 * MS), spe("late", cpus=1, duration=1000 * MS, start=2 * MS))
+    hosting = Hosting(scenario(1000 * MS, tasks=(task,), spe=sessions))
+
+    def stop(now: int) -> None:
+        hosting.interrupted = now > 5 * MS
+
+    assert [row.name for row in hosting.run(stop).host_spe] == ["early"]
 
 
 def test_the_same_scenario_gives_the_same_result_and_another_seed_another() -> None:

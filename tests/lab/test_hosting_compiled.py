@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.test_hosting import BUSY, CYCLES, INST, MS, N1, perf, scenario, vm, without_wall
+from lab.test_hosting import BUSY, CYCLES, INST, MS, N1, perf, scenario, spe, vm, without_wall
 from pmuvisor import cli
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
 from pmuvisor.lab import compiled_host
@@ -49,9 +49,14 @@ def busy_host(seed: int = 0) -> Scenario:
         perf("late", INST, cpus=0b010, duration=60 * MS, start=11 * MS + 7, stop=33 * MS, pinned=True, period=300_007),
         perf("vm", INST, vm=0, duration=60 * MS, exclude_user=True),
     )
+    profiles = (
+        spe("cpus", cpus=0b011, duration=60 * MS, stop=30 * MS, jitter=True),
+        spe("unread", cpus=0b100, duration=60 * MS, stop=30 * MS, buffer=1 << 14, read=False, exclude_user=True),
+        spe("tasks", tasks=(0, 1), duration=60 * MS, start=30 * MS, buffer=1 << 14, exclude_kernel=True),
+    )
     vms = (vm("a", vcpus=3, on=0b111, activity=sleepy), vm("b", vcpus=2, on=0b011))
     kinds = (INST_RETIRED, CPU_CYCLES)
-    return scenario(60 * MS, (N1,) * 3, vms=vms, tasks=tasks, perf=sessions, kinds=kinds, seed=seed)
+    return scenario(60 * MS, (N1,) * 3, vms=vms, tasks=tasks, perf=sessions, spe=profiles, kinds=kinds, seed=seed)
 
 
 @pytest.mark.parametrize(("seed", "chunk"), [(0, 20_000), (7, 13)])
@@ -62,6 +67,8 @@ def test_machine_code_leaves_the_very_state_and_result(seed: int, chunk: int, mo
     assert fast.t == slow.t
     assert slow.t.happenings > 200
     assert min(slow.t.interrupts, slow.t.rotations, sum(v.rescheduled for v in slow.t.world.vcpus)) > 10
+    assert [session.truncated for session in slow.host.spe_sessions] == [0, 0, 1, 0, 0]
+    assert sum(session.interrupts for session in slow.host.spe_sessions) > 10
 
 
 def test_progress_is_told_and_the_run_can_be_ended(monkeypatch: pytest.MonkeyPatch) -> None:

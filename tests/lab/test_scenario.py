@@ -58,6 +58,20 @@ GOOD: dict[str, Any] = {
         {"name": "v", "vm": "web", "events": ["LD_RETIRED"], "exclude": ["kernel", "host"]},
         {"name": "x", "cpu": "5", "core": X1, "events": [0x100]},
     ],
+    "spe": [
+        {"name": "prof", "cpu": "4-5", "stop": "100ms"},
+        {
+            "name": "own",
+            "task": "backup",
+            "period": 4096,
+            "jitter": True,
+            "exclude": ["kernel"],
+            "buffer": "128K",
+            "reader": "never",
+            "start": "100ms",
+            "stop": "200ms",
+        },
+    ],
 }
 
 
@@ -199,6 +213,16 @@ def test_a_session_knows_its_groups_what_it_measures_and_on_which_pmus(good: Sce
     ]
 
 
+def test_a_session_of_spe_is_on_cpus_or_tasks_that_have_it(good: Scenario) -> None:
+    prof, own = good.spe
+    assert (prof.name, prof.cpus, prof.tasks, prof.period, prof.jitter) == ("prof", 0b110000, (), 10_000, False)
+    assert (prof.buffer, prof.read, prof.start, prof.stop) == (4 << 20, True, 0, 100 * MS)
+    assert (prof.exclude_user, prof.exclude_kernel) == (False, False)
+    assert (own.name, own.cpus, own.tasks, own.period, own.jitter) == ("own", 0, (0, 1, 2), 4096, True)
+    assert (own.buffer, own.read, own.start, own.stop) == (128 << 10, False, 100 * MS, 200 * MS)
+    assert (own.exclude_user, own.exclude_kernel) == (False, True)
+
+
 def test_the_kinds_are_every_event_of_tasks_vms_and_sessions(good: Scenario) -> None:
     assert good.kinds == (0x06, 0x08, 0x11, 0x1B, 0x21, 0x100)
 
@@ -252,8 +276,9 @@ def test_the_documented_example_is_a_scenario(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     found = load(write(tmp_path, example))
     assert (len(found.vms), len(found.tasks), len(found.perf)) == (2, 3, 1)
-    keys = {key for table in (found.host, *found.vms, *found.tasks, *found.perf) for key in vars(table)}
-    assert keys >= {"tick", "counters", "cpus", "period"}
+    assert len(found.spe) == 1
+    keys = {key for table in (found.host, *found.vms, *found.tasks, *found.perf, *found.spe) for key in vars(table)}
+    assert keys >= {"tick", "counters", "cpus", "period", "buffer"}
 
 
 # ---- bad ones ------------------------------------------------------------------------------------------------------
@@ -283,7 +308,7 @@ BAD: list[tuple[str, object, str]] = [
     ("seed", 1.0, "seed: 1.0: expected a whole number from 0 to 4294967295"),
     ("seed", 1 << 200, "seed: a number of 201 bits: expected a whole number from 0 to 4294967295"),
     ("seed", Raw("2024-01-01"), "seed: a date or time: expected a whole number from 0 to 4294967295"),
-    ("speed", 1, "speed: unknown key (near: seed): expected one of duration, seed, host, vm, task, perf"),
+    ("speed", 1, "speed: unknown key (near: seed): expected one of duration, seed, host, vm, task, perf, spe"),
     ("host", GONE, "host: missing: expected a table [host] with the key cpus"),
     ("host", [], "host: a list: expected a table"),
     ("host.cpus", [], f"host.cpus: an empty list: expected {CPUS}"),
@@ -395,6 +420,27 @@ BAD: list[tuple[str, object, str]] = [
     ("perf[2].exclude", "user", "perf[2].exclude: 'user': expected a list of any of user, kernel, guest, host"),
     ("perf[1].stop", "501ms", f"perf[1].stop: '501ms': expected a time from 0s to 500ms {TIME}"),
     ("perf[1].stop", "1us", "perf[1].start: 1us: expected a time before 1us, its stop"),
+    ("spe[0].name", "all", "spe[0].name: all is a name of perf[0]: expected one that no other has"),
+    ("spe[1].name", "prof", "spe[1].name: prof is a name of spe[0]: expected one that no other has"),
+    ("spe[0].cpu", GONE, "spe[0]: no target: expected exactly one of cpu, task"),
+    ("spe[0].task", "backup", "spe[0]: cpu and task: expected exactly one of cpu, task"),
+    ("spe[0].vm", "web", "spe[0].vm: unknown key: expected one of name, cpu, task, period, jitter, exclude, buffer, "
+     "reader, start, stop"),
+    ("spe[0].cpu", "3-4", f"spe[0].cpu: CPU 3 is {A55}, which has no SPE: expected CPUs that have SPE"),
+    ("spe[1].task", "cron", f"spe[1].task: CPU 0 is {A55}, which has no SPE: expected CPUs that have SPE"),
+    ("spe[1].task", "web", "spe[1].task: 'web': expected one of backup, backup-0, backup-1, backup-2, cron"),
+    ("spe[0].period", 0, "spe[0].period: 0: expected a whole number from 1 to 4294967295"),
+    ("spe[0].jitter", 1, "spe[0].jitter: 1: expected true or false"),
+    ("spe[0].exclude", ["guest"], "spe[0].exclude[0]: 'guest': expected one of user, kernel"),
+    ("spe[0].exclude", ["user", "kernel"],
+     "spe[0].exclude: user and kernel: expected one of the two at most: nothing is left to count"),
+    ("spe[0].buffer", "3M", "spe[0].buffer: '3M': expected a power of two from 8K to 64M, such as \"4M\""),
+    ("spe[0].buffer", "4K", "spe[0].buffer: '4K': expected a power of two from 8K to 64M, such as \"4M\""),
+    ("spe[0].buffer", "8192.5K", "spe[0].buffer: '8192.5K': expected a power of two from 8K to 64M, such as \"4M\""),
+    ("spe[0].reader", "slow", "spe[0].reader: 'slow': expected one of fast, never"),
+    ("spe[1].start", "200ms", "spe[1].start: 200ms: expected a time before 200ms, its stop"),
+    ("spe[1].start", "99ms", "spe[1].task: spe[0] is of the other kind: expected sessions of CPUs or of tasks at one "
+     "time"),
 ]  # fmt: skip
 
 
@@ -446,6 +492,24 @@ def session(n: int, events: list[int], **target: object) -> dict[str, object]:
             "perf[1].events: 2000 groups on PMUs up to here: expected at most 1015",
         ),
         (
+            {"spe": [{"name": f"s{n}", "cpu": "0-127", "start": f"{n}ms", "stop": f"{n + 1}ms"} for n in range(2)]},
+            "spe[1]: 256 events on CPUs or tasks up to here: expected at most 255",
+        ),
+        (
+            {"spe": [{"name": "a", "cpu": "0-3"}, {"name": "b", "cpu": "3", "start": "1ms"}]},
+            "spe[1].cpu: spe[0] is on the same cpu at the time: expected one that is over before it starts, or begins "
+            "after it: a CPU has one unit",
+        ),
+        (
+            {"spe": [{"name": name, "task": "t"} for name in "ab"]},
+            "spe[1].task: spe[0] is on the same task at the time: expected one that is over before it starts, or "
+            "begins after it: a CPU has one unit",
+        ),
+        (
+            {"host": {"cpus": ["neoverse-n1", "neoverse-v1"]}, "spe": [{"name": "a", "task": "t"}]},
+            "spe[0].task: t runs on neoverse-n1 and neoverse-v1: expected tasks on CPUs of one core: its SPE PMU",
+        ),
+        (
             {"task": [{"name": "t", "events": {f"{n:#x}": 1 for n in range(0x100, 0x10E)}}], "perf": [session(0, [7])]},
             "perf[0].events: 17 different events up to here, INST_RETIRED and CPU_CYCLES with them: "
             "expected at most 16",
@@ -468,10 +532,10 @@ def test_more_than_there_is_room_for_is_refused(tmp_path: Path, parts: dict[str,
         ("\n" + "a." * 500_000 + "a = 1", "line 2: more than 64 dots: expected keys of few parts"),
         ("#" * (1 << 20) + "\n", "too large: expected at most 1 MiB"),
         ("seed = 1" + "0" * 5000, "not TOML: Exceeds the limit (4300 digits) for integer string conversion"),
-        ('"\\u0007" = 1', "'\\x07': unknown key: expected one of duration, seed, host, vm, task, perf"),
+        ('"\\u0007" = 1', "'\\x07': unknown key: expected one of duration, seed, host, vm, task, perf, spe"),
         (
             "x" * 5000 + " = 1",
-            f"'{'x' * 40}'...: unknown key: expected one of duration, seed, host, vm, task, perf",
+            f"'{'x' * 40}'...: unknown key: expected one of duration, seed, host, vm, task, perf, spe",
         ),
     ],
 )
@@ -525,10 +589,11 @@ def malformed(number: int) -> dict[str, Any]:
         wrong = [value for value in WRONG if not may_be(key, value)]
         return changed(key, rng.choice(wrong))
     if kind == 2:  # a key that nobody knows
-        tables = ["host", "host.cpus[0]", "vm[0]", "vm[1]", "task[0]", "task[1]", "perf[0]", "perf[3]"]
+        tables = ["host", "host.cpus[0]", "vm[0]", "vm[1]", "task[0]", "task[1]", "perf[0]", "perf[3]", "spe[0]"]
         return changed(f"{rng.choice(tables)}.{rng.choice(['nam', 'cpuz', 'x', 'Events', 'tick_ms'])}", 1)
     if kind == 3:  # what is not there
         references = {"perf[1].task": "cron-0", "perf[4].vm": "backup", "vm[1].core": "max", "perf[5].core": "max"}
+        references |= {"spe[0].cpu": "6", "spe[1].task": "web"}
         references |= {"perf[0].cpu": "0-6", "task[0].cpus": "6", "vm[0].cpus[1]": "17", "host.cpus[1]": "z80"}
         key = rng.choice(list(references))
         return changed(key, references[key])
@@ -540,7 +605,7 @@ def malformed(number: int) -> dict[str, Any]:
 
 def may_be(key: str, value: object) -> bool:
     """Whether a value of `WRONG` is one that the key may have."""
-    if re.search(r"(pinned|fgt|long)$", key):
+    if re.search(r"(pinned|fgt|long|jitter)$", key):
         return value is True
     if re.search(r"append$", key):
         return value in ("", "x y")

@@ -25,9 +25,10 @@ from pmuvisor.linux.activity import NEVER
 CHUNK = 20_000
 """How much happens between two calls of CPython: some 20 ms."""
 ROOM = (
-    {"cpus": 16, "tasks": 64, "events": 256, "context_events": 64, "vms": 16, "vcpus": 64},
-    {"cpus": 128, "tasks": 512, "events": 2048, "context_events": 256, "vms": 128, "vcpus": 512},
-    {"cpus": 128, "tasks": 4096, "events": 16384, "context_events": 1024, "vms": 4096, "vcpus": 4096},
+    {"cpus": 16, "tasks": 64, "events": 256, "context_events": 64, "vms": 16, "vcpus": 64, "spe_sessions": 16},
+    {"cpus": 128, "tasks": 512, "events": 2048, "context_events": 256, "vms": 128, "vcpus": 512, "spe_sessions": 128},
+    {"cpus": 128, "tasks": 4096, "events": 16384, "context_events": 1024, "vms": 4096, "vcpus": 4096}
+    | {"spe_sessions": 255},
 )
 """What rows have room for; a host that fits into none gets a layout of its own. What is not used costs no memory."""
 MAX_EVENT_COUNTERS = 31

@@ -16,9 +16,9 @@ from typing import Any
 
 from pmuvisor import records
 from pmuvisor.arch import events
-from pmuvisor.arch.cores import SPE_INFLIGHT, Core, make_pe, make_spe
+from pmuvisor.arch.cores import SPE_INFLIGHT, SPE_LOG_BYTES, Core, make_pe, make_spe
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
-from pmuvisor.arch.sysreg import CYCLE
+from pmuvisor.arch.sysreg import CYCLE, PMSCR_E0SPE, PMSCR_E1SPE
 from pmuvisor.arch.unpredictable import choices_reached
 from pmuvisor.board.clock import COUNTED_BY_KVM
 from pmuvisor.board.hosted import HostedMachine
@@ -33,8 +33,8 @@ from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, Vcpu, Vm
 from pmuvisor.lab import run
 from pmuvisor.lab.compiled_host import CompiledHost
 from pmuvisor.lab.costs import CostTable, built_in
-from pmuvisor.lab.scenario import Activity, PerfSpec, Scenario, VmSpec
-from pmuvisor.linux import perf, sched
+from pmuvisor.lab.scenario import Activity, PerfSpec, Scenario, SpeSpec, VmSpec
+from pmuvisor.linux import arm_spe, perf, sched
 from pmuvisor.linux.activity import NEVER
 from pmuvisor.linux.host import (
     ANY_CPU,
@@ -50,6 +50,8 @@ from pmuvisor.linux.host import (
 
 QUANTUM_NS = 50_000
 """How long a guest's code is executed before another CPU's turn."""
+AUX_ROOM = 1 << 28
+"""From one AUX buffer to the next, in the kernel's memory: a model."""
 PROGRESS_NS = 1_000_000
 """Virtual time between two calls of `progress`, and after which what guests printed is shown."""
 
@@ -120,6 +122,27 @@ class SessionResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class SpeResult:
+    """One session of the host's SPE driver, over all CPUs or tasks that it was opened on."""
+
+    name: str
+    records: int
+    """In its buffers, all together."""
+    bytes: int
+    """What went through its buffers: records, and padding of the driver's."""
+    interrupts: int
+    """How often PMBIRQ was the driver's."""
+    truncated: int
+    """How many AUX records are flagged: data was lost, and the event is disabled."""
+    lost: int
+    """Records that were formed and are in no buffer."""
+    padding: int
+    """Bytes."""
+    woken: int
+    """How often the readers were."""
+
+
+@dataclasses.dataclass(frozen=True)
 class HostingResult:
     """A scenario that was run."""
 
@@ -129,6 +152,7 @@ class HostingResult:
     interrupted: bool
     vms: tuple[VmResult, ...]
     host_perf: tuple[SessionResult, ...]
+    host_spe: tuple[SpeResult, ...]
     host: dict[str, int]
     """What the host did: context switches, PMU interrupts, rotations, reschedules of its events for a guest."""
 
@@ -141,6 +165,7 @@ class HostingResult:
             "interrupted": self.interrupted,
             "vms": [dataclasses.asdict(vm) for vm in self.vms],
             "host_perf": [session.as_json() for session in self.host_perf],
+            "host_spe": [dataclasses.asdict(session) for session in self.host_spe],
             "host": self.host,
         }
 
@@ -199,6 +224,9 @@ class Hosting:
         self._events = self._vcpus * self._pmcs
         self._opened: dict[str, list[tuple[str, list[int]]]] = {}
         self._closed: dict[str, list[SessionResult]] = {}
+        self._profiles: dict[str, list[int]] = {}
+        """Of each session of SPE its numbers in `Host.spe_sessions`, from when it is opened."""
+        self._profiled: dict[str, SpeResult] = {}
         self._set_up(show)
         self._compiled = CompiledHost(self.t, self._sizes()) if compiled else None
 
@@ -220,7 +248,7 @@ class Hosting:
             "event_counters": self._counters,
             "counter_width": 64,
             "inflight": SPE_INFLIGHT,
-            "spe_sessions": 0,
+            "spe_sessions": sum(spec.cpus.bit_count() + len(spec.tasks) for spec in s.spe),
             "kinds": len(s.kinds),
             "entries": len(s.host.cpus) + tasks,
             "executed": max(1, self._vcpus) * len(s.kinds),
@@ -350,6 +378,9 @@ class Hosting:
         for spec in self.scenario.perf:
             yield spec.start, 1, lambda spec=spec: self._open_session(spec)  # type: ignore[misc]
             yield spec.stop, 0, lambda spec=spec: self._close_session(spec)  # type: ignore[misc]
+        for profile in self.scenario.spe:
+            yield profile.start, 1, lambda spec=profile: self._open_profile(spec)  # type: ignore[misc]
+            yield profile.stop, 0, lambda spec=profile: self._close_profile(spec)  # type: ignore[misc]
         yield self.scenario.duration, 2, lambda: None
 
     def _advance(self, until: int, progress: Callable[[int], None]) -> None:
@@ -579,6 +610,59 @@ class Hosting:
             failed=sum(e.state == STATE_ERROR for e in of),
         )
 
+    # ---- sessions of SPE ----
+
+    def _open_profile(self, spec: SpeSpec) -> None:
+        first = sum(map(len, self._profiles.values()))
+        cpus = [c for c in range(self.t.cpu_count) if spec.cpus >> c & 1]
+        targets = [(c, NO_TASK) for c in cpus] + [(ANY_CPU, self._vcpus + n) for n in spec.tasks]
+        self._profiles[spec.name] = list(range(first, first + len(targets)))
+        for number, (c, task) in zip(self._profiles[spec.name], targets, strict=True):
+            self._init_profile(spec, number, c, task)
+            self._with_unit(number, lambda n=number: arm_spe.open_session(self.host, n))  # type: ignore[misc]
+
+    def _init_profile(self, spec: SpeSpec, number: int, c: int, task: int) -> None:
+        """Do as arm_spe_pmu_event_init() and arm_spe_pmu_setup_aux(): a reader is woken for each half of the buffer."""
+        session = self.host.spe_sessions[number]
+        session.cpu, session.task = c, task
+        on = self.host.cpus[self.host.tasks[task].cpu if c == ANY_CPU else c]
+        session.pmscr = (0 if spec.exclude_user else PMSCR_E0SPE) | (0 if spec.exclude_kernel else PMSCR_E1SPE)
+        session.pmsirr = arm_spe.sanitised_pmsirr(on, spec.period, int(spec.jitter))
+        session.period_left = spec.period
+        session.base, session.size, session.watermark = (number + 1) * AUX_ROOM, spec.buffer, spec.buffer >> 1
+        session.prompt = int(spec.read)
+
+    def _with_unit(self, number: int, act: Callable[[], None]) -> None:
+        """Do something to a session of SPE on the CPU where it is or can be at once, as perf's cross call does."""
+        session = self.host.spe_sessions[number]
+        on = (c for c, cpu in enumerate(self.host.cpus) if session.cpu == c or session.task == cpu.current != NO_TASK)
+        c = next(on, ANY_CPU)
+        if c == ANY_CPU:
+            act()
+        else:
+            self._on_host(c, act)
+
+    def _close_profile(self, spec: SpeSpec) -> None:
+        numbers = self._profiles[spec.name]
+        for number in numbers:
+            self._with_unit(number, lambda n=number: arm_spe.close_session(self.host, n))  # type: ignore[misc]
+        self._profiled[spec.name] = self._profile_result(spec.name, numbers)
+
+    def _profile_result(self, name: str, numbers: list[int]) -> SpeResult:
+        of = [self.host.spe_sessions[number] for number in numbers]
+        written, padding = sum(s.aux_head for s in of), sum(s.padded for s in of)
+        records_ = (written - padding) >> SPE_LOG_BYTES
+        return SpeResult(
+            name=name,
+            records=records_,
+            bytes=written,
+            interrupts=sum(s.interrupts for s in of),
+            truncated=sum(s.truncated for s in of),
+            lost=sum(s.formed for s in of) - records_,
+            padding=padding,
+            woken=sum(s.woken for s in of),
+        )
+
     # ---- what came of it ----
 
     def _result(self, wall: float) -> HostingResult:
@@ -589,6 +673,7 @@ class Hosting:
             interrupted=self.interrupted,
             vms=tuple(self._vm_result(number, vm) for number, vm in enumerate(self._vms)),
             host_perf=tuple(row for spec in self.scenario.perf for row in self._closed.get(spec.name, ())),
+            host_spe=tuple(self._profiled[spec.name] for spec in self.scenario.spe if spec.name in self._profiled),
             host={
                 "switches": sum(cpu.switches for cpu in self.host.cpus),
                 "interrupts": self.t.interrupts,

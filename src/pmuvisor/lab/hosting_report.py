@@ -8,7 +8,7 @@ from typing import TextIO
 from rich.table import Table
 
 from pmuvisor.lab import report, tables
-from pmuvisor.lab.hosting import HostingResult, SessionResult, VmResult
+from pmuvisor.lab.hosting import HostingResult, SessionResult, SpeResult, VmResult
 
 _HOST = {
     "switches": "context switches",
@@ -22,7 +22,7 @@ def show(result: HostingResult, file: TextIO) -> None:
     """Print how each VM ended, then what VMs, sessions and the host did."""
     for vm in result.vms:
         print(report.printable(f"{vm.name}: {vm.guest}: {vm.status}: {vm.reason}", file.encoding or "utf-8"), file=file)
-    for table in (_vms(result.vms), _sessions(result.host_perf), _host(result)):
+    for table in (_vms(result.vms), _sessions(result.host_perf), _profiles(result.host_spe), _host(result)):
         if table is not None:
             print(file=file)
             tables.show(table, file)
@@ -79,6 +79,20 @@ def _sessions(sessions: tuple[SessionResult, ...]) -> Table | None:
             f"{100 * row.running / row.enabled:.1f} %" if row.enabled else "-",
             "-" if row.error is None else f"{100 * row.error:+.2f} %",
         )
+    return table
+
+
+def _profiles(sessions: tuple[SpeResult, ...]) -> Table | None:
+    """Return for each session of SPE what became of its records."""
+    if not sessions:
+        return None
+    table = tables.empty()
+    table.add_column("host SPE", overflow="fold")
+    names = ("records", "interrupts", "woken", "truncated", "padding", "lost")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in sessions:
+        table.add_row(row.name, *(f"{getattr(row, name):,}" for name in names))
     return table
 
 

@@ -196,6 +196,24 @@ def size(lowest: int, highest: int) -> Kind[int]:
     return Kind(f'whole MiB from {lowest >> 20}M to {highest >> 30}G, such as "256M" or "1G"', parse)
 
 
+def size_text(size: int) -> str:
+    """Return a size as one would write it: `8K`, `64M`."""
+    unit = next(unit for unit, bytes_ in reversed(_SIZES.items()) if size % bytes_ == 0)
+    return f"{size // _SIZES[unit]}{unit}"
+
+
+def power_of_two(lowest: int, highest: int) -> Kind[int]:
+    """A size in bytes, a power of two, written with its unit."""
+
+    def parse(value: object) -> int | None:
+        wanted = _amount(value, _SIZES)
+        if wanted is None or wanted.denominator != 1 or not lowest <= wanted <= highest:
+            return None
+        return int(wanted) if int(wanted).bit_count() == 1 else None
+
+    return Kind(f'a power of two from {size_text(lowest)} to {size_text(highest)}, such as "4M"', parse)
+
+
 FLAG: Kind[bool] = Kind("true or false", lambda value: value if isinstance(value, bool) else None)
 
 

@@ -10,6 +10,7 @@ from pmuvisor.lab.scenario.spec import (
     PerfSpec,
     Scenario,
     ScenarioError,
+    SpeSpec,
     TaskSpec,
     VmSpec,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "PerfSpec",
     "Scenario",
     "ScenarioError",
+    "SpeSpec",
     "TaskSpec",
     "VmSpec",
     "load",

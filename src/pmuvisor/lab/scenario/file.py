@@ -6,6 +6,7 @@ duration, seed
            of a guest that has code: memory, kernel, initrd, append; of the guest busy: events, user, burst, pause
 [[task]]   name, number, cpus, events, user, burst, pause
 [[perf]]   name, events, one of cpu, task and vm, core, pinned, period, exclude, long, start, stop
+[[spe]]    name, one of cpu and task, period, jitter, exclude, buffer, reader, start, stop
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from pathlib import Path
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
 from pmuvisor.lab import reading
 from pmuvisor.lab.reading import KeyProblem, Problem, Table
-from pmuvisor.lab.scenario import machines, sessions
+from pmuvisor.lab.scenario import machines, profiles, sessions
 from pmuvisor.lab.scenario.spec import MAX_KINDS, Activity, Scenario, ScenarioError
 
-TOP = ("duration", "seed", "host", "vm", "task", "perf")
+TOP = ("duration", "seed", "host", "vm", "task", "perf", "spe")
 
 
 def load(path: Path) -> Scenario:
@@ -38,6 +39,7 @@ def _scenario(path: Path, top: Table) -> Scenario:
     vm_tables = reading.tables(top, "vm", machines.VM)
     task_tables = reading.tables(top, "task", machines.TASK)
     perf_tables = reading.tables(top, "perf", sessions.PERF)
+    spe_tables = reading.tables(top, "spe", profiles.SPE)
     if not vm_tables and not task_tables:
         raise KeyProblem("vm", "missing", "at least one [[vm]] or [[task]]")
     if vm_tables:
@@ -50,11 +52,22 @@ def _scenario(path: Path, top: Table) -> Scenario:
     _check_names(task_tables, [{task.name for task in several} for several in made])
     known = sessions.Known(host, duration, vms, tasks, machines.task_numbers(task_tables, made))
     perf = sessions.sessions_of(perf_tables, known)
-    _check_names(perf_tables, [{session.name} for session in perf])
+    spe = profiles.profiles_of(spe_tables, known)
+    _check_names([*perf_tables, *spe_tables], [{of.name} for of in perf] + [{of.name} for of in spe])
     threads = [_made_by(vm.activity) for vm in vms] + [_made_by(several[0].activity) for several in made]
     counted = [{event.number for group in session.groups for event in group} for session in perf]
     kinds = _kinds([*vm_tables, *task_tables, *perf_tables], threads + counted)
-    return Scenario(path=path, duration=duration, seed=seed, host=host, vms=vms, tasks=tasks, perf=perf, kinds=kinds)
+    return Scenario(
+        path=path,
+        duration=duration,
+        seed=seed,
+        host=host,
+        vms=vms,
+        tasks=tasks,
+        perf=perf,
+        spe=spe,
+        kinds=kinds,
+    )
 
 
 def _check_names(tables: Sequence[Table], made: Sequence[set[str]]) -> None:

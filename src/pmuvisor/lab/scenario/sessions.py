@@ -79,16 +79,11 @@ def _session(table: Table, known: Known) -> PerfSpec:
     targets = [target for target in TARGETS if target in table]
     if len(targets) != 1:
         raise KeyProblem(table.name, " and ".join(targets) or "no target", f"exactly one of {', '.join(TARGETS)}")
-    cpus, tasks, vm = _target(table, targets[0], known)
+    cpus, tasks, vm = target_of(table, targets[0], known)
     on = _pmus(table, known, cpus, tasks, vm)
     long = table.take_or("long", FLAG, False)
-    start = table.take_or("start", reading.time(0, known.duration), 0)
-    stop = table.take_or("stop", reading.time(0, known.duration), known.duration)
-    if start >= stop:
-        raise KeyProblem(
-            table.key("start"), reading.time_text(start), f"a time before {reading.time_text(stop)}, its stop"
-        )
-    excluded = _exclude(table)
+    start, stop = span_of(table, known)
+    excluded = excluded_of(table, EXCLUDE)
     return PerfSpec(
         name=name,
         groups=_groups(table, on, long),
@@ -108,7 +103,18 @@ def _session(table: Table, known: Known) -> PerfSpec:
     )
 
 
-def _target(table: Table, target: str, known: Known) -> tuple[int, tuple[int, ...], int | None]:
+def span_of(table: Table, known: Known) -> tuple[int, int]:
+    """Return when a session starts and stops."""
+    start = table.take_or("start", reading.time(0, known.duration), 0)
+    stop = table.take_or("stop", reading.time(0, known.duration), known.duration)
+    if start >= stop:
+        raise KeyProblem(
+            table.key("start"), reading.time_text(start), f"a time before {reading.time_text(stop)}, its stop"
+        )
+    return start, stop
+
+
+def target_of(table: Table, target: str, known: Known) -> tuple[int, tuple[int, ...], int | None]:
     """Return what a session measures: a mask of CPUs, tasks, or a VM."""
     value, key = table.values[target], table.key(target)
     if target == "cpu":
@@ -191,15 +197,17 @@ def _room(core: Core, long: bool) -> str:
     return f"core {core.name}: {core.event_counters} event counters{pairs}, and fixed ones"
 
 
-def _exclude(table: Table) -> set[str]:
+def excluded_of(table: Table, names: Sequence[str]) -> set[str]:
+    """Return what a session leaves out, of `names`, in pairs of which one at least is left."""
     key = table.key("exclude")
     if "exclude" not in table:
         return set()
-    listed = reading.items(table.values["exclude"], key, f"a list of any of {', '.join(EXCLUDE)}")
-    excluded = [reading.chosen(item, at, EXCLUDE) for item, at in listed]
+    listed = reading.items(table.values["exclude"], key, f"a list of any of {', '.join(names)}")
+    excluded = [reading.chosen(item, at, names) for item, at in listed]
     if len(set(excluded)) < len(excluded):
         raise KeyProblem(key, "one of them twice", "each once")
-    for pair in (EXCLUDE[:2], EXCLUDE[2:]):
+    for n in range(0, len(names), 2):
+        pair = names[n : n + 2]
         if set(pair) <= set(excluded):
             raise KeyProblem(key, " and ".join(pair), "one of the two at most: nothing is left to count")
     return set(excluded)

@@ -137,6 +137,29 @@ class PerfSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeSpec:
+    """A profiling session of the host's SPE driver, opened on each CPU of `cpus`, or else for each of `tasks`."""
+
+    name: str
+    cpus: int
+    """The mask of the CPUs, or 0."""
+    tasks: tuple[int, ...]
+    """Indexes into `Scenario.tasks`, or none."""
+    period: int
+    """perf_event_attr.sample_period, operations, 1 to 2^32 - 1, before the driver rounds it."""
+    jitter: bool
+    exclude_user: bool
+    exclude_kernel: bool
+    buffer: int
+    """Bytes of each AUX buffer, a power of two."""
+    read: bool
+    """Somebody reads the buffer as soon as there is something to read; else nobody ever does."""
+    start: int
+    stop: int
+    """As of `PerfSpec`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Scenario:
     """A scenario as a whole: at least one VM or task."""
 
@@ -149,6 +172,7 @@ class Scenario:
     vms: tuple[VmSpec, ...]
     tasks: tuple[TaskSpec, ...]
     perf: tuple[PerfSpec, ...]
+    spe: tuple[SpeSpec, ...]
     kinds: tuple[int, ...]
     """Every event that a thread makes or a session counts, INST_RETIRED and CPU_CYCLES in any case; ascending, at most
     `MAX_KINDS`."""
@@ -157,3 +181,5 @@ class Scenario:
 MAX_RATE = 7_000_000
 """Events in a millisecond: what keeps the times to an overflow below 2^63 (linux/activity.py)."""
 MAX_KINDS = 16
+MAX_SPE_SESSIONS = 255
+"""Of the driver's events, each on a CPU or a task (`linux.host.NO_SESSION` is none)."""
