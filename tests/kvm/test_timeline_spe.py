@@ -192,6 +192,17 @@ def test_a_buffer_that_nobody_reads_is_truncated_once_and_the_session_is_off() -
     assert lab.t.world.host.cpus[0].spu.formed == 960
 
 
+def test_a_buffer_of_two_pages_is_truncated_however_fast_its_reader_is() -> None:
+    lab = Lab([N1], programs=1)
+    number = lab.profile(period=PERIOD, cpu=0, buffer=1 << 13)
+    lab.task(0, on=1)
+    lab.run(3)
+    session = lab.t.world.host.spe_sessions[number]
+    # One byte stays free, so that there is less than a page when the first half is full.
+    assert (session.state, session.truncated, session.interrupts, session.padded) == (STATE_OFF, 1, 1, 4095)
+    assert records_of(lab, number) == 64
+
+
 def test_an_interrupt_is_at_the_very_operation() -> None:
     lab = Lab([N1], programs=1)
     session = lab.t.world.host.spe_sessions[lab.profile(period=PERIOD, cpu=0, buffer=1 << 16)]
