@@ -497,16 +497,16 @@ def on_block(uc: int, address: int, size: int, data: Any) -> None:
     if slack < 0 or address & 3 != 0:
         call(st[FN_SLOW_BLOCK], st[SELF], address, n, 0, 0)
         return
-    if st[DECODE] != 0:
-        row = decoded_row(st, address, n)
-        if load64(row + 40) & st[BARRIERS] != 0:
-            call(st[FN_SLOW_BLOCK], st[SELF], address, n, 0, 0)
-            return
-        if st[DETAIL] != 0:
-            charge_detail(st, address, row)
     st[SLACK] = slack
     st[BLOCK] = address
     st[BLOCK_N] = n
+    if st[DECODE] != 0:
+        row = decoded_row(st, address, n)
+        if load64(row + 40) & st[BARRIERS] != 0:
+            st[SLACK] += n
+            call(st[FN_SLOW_BLOCK], st[SELF], address, n, 0, 0)
+        elif st[DETAIL] != 0:
+            charge_detail(st, address, row)
 
 
 # --- exceptions -----------------------------------------------------------------------------------------------------

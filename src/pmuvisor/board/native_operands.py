@@ -191,7 +191,7 @@ def written_by_access(w: int) -> int:
     t, n, t2, s = bit(w & 31), 1 << ((w >> 5) & 31), bit((w >> 10) & 31), bit((w >> 16) & 31)
     vector = (w >> 26) & 1
     if is_exclusive(w):
-        return t | t2 | s | bit(((w >> 16) + 1) & 31)  # of CASP, S and its neighbour
+        return t | t2 | s | (bit(((w >> 16) + 1) & 31) if (w >> 21) & 1 else 0)  # of CASP, S and its neighbour
     if is_literal(w) or is_unscaled_ordered(w):
         return 0 if vector else t
     if is_pair(w):
