@@ -9,7 +9,8 @@ its bytes are. Where the architecture leaves a choice, the choice is named:
 - A conditional branch to the very next instruction was not taken. ERET is an indirect branch; SVC, HVC and SMC are
   none, but have the event of an exception.
 - No operation has a physical address or a translation latency; the source of a load is 0, where the core knows it.
-- A timestamp is what the engine's clock would read at the operation (`Engine.set_clock`).
+- A timestamp is what the engine's clock would read at the operation (`Engine.set_clock`), with the time that passed in
+  callbacks before it; of an operation that the machine emulates, also in its own. CONTEXTIDR_EL1 is that before it.
 
 What happens at a sample is compiled (`native_spe`), and loaded when the first profile is set.
 """
@@ -187,7 +188,7 @@ def _native_spe() -> Any:
 def _check(p: Profile) -> None:
     """Refuse what cannot be sampled."""
     for name, value, low, high in (
-        ("els", p.els, 0, 3),
+        ("els", p.els, 1, 3),
         ("first", p.first, 0, NO_END),
         ("period", p.period, 1, NO_END),
         ("random", p.random, 0, 0xFFFF_FFFF),
