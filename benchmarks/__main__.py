@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import access, compute, host, linux, overflow, report
+from benchmarks import access, compute, host, linux, overflow, profile, report
 from benchmarks.figures import Benchmark, Options, Section
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "linux": linux.measure,
     "access": access.measure,
     "overflow": overflow.measure,
+    "profile": profile.measure,
     "host": host.measure,
 }
 

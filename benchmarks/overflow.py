@@ -47,7 +47,7 @@ def _stop_alone(stops: int) -> float:
 
 
 def _engine_seconds(stops: int, period: int) -> float:
-    engine = _engine()
+    engine = computing_engine()
     with_code = engine.total + 10 * PERIOD  # what is translated before the clock starts is translated for both
     engine.run(with_code)
     begin = time.perf_counter()
@@ -57,7 +57,7 @@ def _engine_seconds(stops: int, period: int) -> float:
     return time.perf_counter() - begin
 
 
-def _engine() -> Engine:
+def computing_engine() -> Engine:
     """An engine about to run the guest that computes for ever."""
     ram = GuestMemory(guest.MEMORY_MIB << 20)
     engine = Engine(ram, lambda key, write, value: 0)
