@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from arch.spe_packets import decode
+from arch.spe_packets import Record, decode
 from kvm.machines import EL0, EL1, EL2, Machine
 from pmuvisor import records
 from pmuvisor.arch import spe, spe_record, sysreg
@@ -225,7 +225,7 @@ class SpeMachine:
         """The host executes until so many of its operations have been sampled."""
         self.take_interrupts()
         self.check_resumed()
-        for _ in range(samples):
+        for _ in range(samples if self.session.attached else 0):
             while not self.operate(HOST, el, self.rng.choice([1, 100, 10**6])):
                 self.check_resumed()
             self.take_interrupts()
@@ -394,6 +394,9 @@ class SpeMachine:
 
     # ---- the end ----
 
+    def records_of(self, stream: bytearray) -> list[Record]:
+        return decode(bytes(stream))
+
     def finish(self) -> None:
         """Everybody stops, and every record is where it belongs."""
         for guest in self.guests:
@@ -409,7 +412,7 @@ class SpeMachine:
         check(spe.pmbirq(self.spu) == 0, "PMBIRQ is left raised")
         streams = {HOST: self.host_stream} | {guest.v + 1: guest.stream for guest in self.guests}
         for owner, stream in streams.items():
-            found = [(record.pc >> 40, (record.pc & (1 << 40) - 1) >> 2) for record in decode(bytes(stream))]
+            found = [(record.pc >> 40, (record.pc & (1 << 40) - 1) >> 2) for record in self.records_of(stream)]
             expected = [(owner, serial) for serial in self.formed[owner]]
             check(
                 found == expected, f"of the {len(expected)} records of {owner} its buffer has {len(found)}, or others"

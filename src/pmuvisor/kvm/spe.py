@@ -75,9 +75,15 @@ def mdcr_el2(vm: Vm, mdcr: int) -> int:
 
 
 def fine_grained_traps(pe: Pe, spu: Spu, vm: Vm) -> None:
-    """Add what of SPE stays trapped or is let through to the fine-grained traps of a vCPU that is being loaded."""
-    if vm.spe == 1 and pe.core.fgt == 1:
-        pe.hdfgrtr_el2 |= (1 << FGT_R_PMBIDR) | (spu.filter.core.fne << FGT_NPMSNEVFR)
+    """Add what of SPE stays trapped or is let through to the fine-grained traps of a vCPU that is being loaded.
+
+    PMBIDR_EL1 is the one register that MDCR_EL2 does not trap: without FEAT_FGT a guest without SPE can read it.
+    """
+    if pe.core.fgt == 0 or spu.filter.core.pmsver == 0:
+        return
+    pe.hdfgrtr_el2 |= 1 << FGT_R_PMBIDR
+    if vm.spe == 1:
+        pe.hdfgrtr_el2 |= spu.filter.core.fne << FGT_NPMSNEVFR
         pe.hdfgwtr_el2 |= spu.filter.core.fne << FGT_NPMSNEVFR
 
 

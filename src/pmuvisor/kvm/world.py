@@ -131,6 +131,7 @@ def load_as(world: World, c: int, v: int, residency: int, now: int) -> None:
     partitioned.load_as(cpu.pe, world.saved[c], vm, world.vcpus[v], supported, residency)
     if spe.is_here(vm, supported):
         own_buffer(world, c, v)
+    spe.fine_grained_traps(cpu.pe, cpu.spu, vm)
     if takes:
         cpu.hw.guest_resident = 1
         arm_pmuv3.armpmu_enable(cpu)
@@ -145,7 +146,6 @@ def own_buffer(world: World, c: int, v: int) -> None:
     cpu.spu.guest = v + 1
     arch_spe.write_mdcr_el2(cpu.spu, cpu.pe.mdcr_el2)
     arch_spe.isb(cpu.spu)
-    spe.fine_grained_traps(cpu.pe, cpu.spu, world.vms[world.vm_of[v]])
 
 
 def return_buffer(world: World, c: int, v: int) -> None:
