@@ -40,7 +40,10 @@ from pmuvisor.board.hosted import HostedMachine
 from pmuvisor.board.images import load_image, plan_layout
 from pmuvisor.board.machine import Config, Status, own_cpus
 
-PRIMES = (1009, 2003, 3001, 4001, 5003, 6007, 7001, 211, 13, 503, 307, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151)
+PRIMES = (
+    *(1009, 2003, 3001, 4001, 5003, 6007, 7001, 211, 13, 503, 307),
+    *(101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151),
+)
 WEIGHTS = dict(zip(PRICED, PRIMES, strict=True))
 COSTS = Costs(WEIGHTS)
 NS_PER_TICK = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 from pmuvisor.arch.cores import core
 from pmuvisor.cli import main
+from pmuvisor.lab import report
 from pmuvisor.lab.run import Request, RequestError, Result, run
 
 PERF = shutil.which("perf")
@@ -99,7 +101,7 @@ def test_the_real_perf_reads_every_record_of_a_run(tmp_path: Path, capsys: pytes
     dump = subprocess.run([PERF, "report", "-D", "-i", out], capture_output=True, text=True, check=True)
     assert records == dump.stdout.count(" PC 0x") > IN_LOOP
     assert "Bad" not in dump.stdout
-    script = [PERF, "script", "--itrace=i1i", "-F", "comm,ip", "-i", out]
+    script = [PERF, "script", "--itrace=i1i", "-F", "comm,ip", "-i", str(out)]
     samples = subprocess.run(script, capture_output=True, text=True, check=True).stdout.split("\n")
     assert sum(bool(line.strip()) for line in samples) == records
 
@@ -125,3 +127,16 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_run(
 ) -> None:
     assert main(["run", "spe", "--spe-out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"pmuvisor: spe-out: {tmp_path}: is a directory, expected a file to write to\n"
+
+
+def test_the_report_says_what_a_profile_cost_and_of_other_guests_nothing() -> None:
+    def words(guest: str, spe: bool) -> list[str]:
+        file = io.StringIO()
+        report.show(run(Request(guest, core("max"), spe=spe)), file)
+        assert max(map(len, file.getvalue().splitlines())) <= 80
+        return [line.strip().split("  ")[0] for line in file.getvalue().splitlines() if "SPE" in line]
+
+    accesses = ["all PMU and SPE registers", "trapped SPE accesses"]
+    rest = ["SPE buffer drained at exits", "SPE interrupts injected", "SPE faults at stage 2, resolved"]
+    assert words("spe", spe=True) == accesses + rest
+    assert words("demo", spe=True) == []

@@ -1,4 +1,4 @@
-"""Linux's own SPE driver, and perf, in a guest that has SPE. It takes seconds, and is skipped where nothing was fetched."""
+"""Linux's own SPE driver, and perf, in a guest that has SPE. Skipped where nothing was fetched."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pmuvisor.lab.tables import WIDTH
 EXITS = {
     "exits.pmu": "trapped PMU accesses",
     "exits.spe": "trapped SPE accesses",
-    "exits.irq": "PMU overflows (host interrupt)",
+    "exits.irq": "PMUIRQ and PMBIRQ (host interrupts)",
     "exits.mmio": "device accesses (MMIO)",
     "exits.sgi": "inter-processor interrupts sent",
     "exits.wfi": "waits for an interrupt (WFI)",
@@ -29,6 +29,11 @@ _REST = {
     "registers_swapped": "PMU registers swapped by loads and puts",
     "overflows": "overflows of the guest's counters",
     "interrupts_injected": "PMU interrupts injected",
+}
+_SPE = {
+    "spe_drained": "SPE buffer drained at exits",
+    "spe_injected": "SPE interrupts injected",
+    "spe_stage2": "SPE faults at stage 2, resolved",
 }
 _KINDS = ("direct", "trapped", "undefined")
 
@@ -84,14 +89,21 @@ def _accesses(ledger: dict[str, int]) -> Table | str:
         return "The guest did not access its PMU."
     names = sorted({name.split(".", 1)[1] for name in ledger if name.split(".", 1)[0] in _KINDS})
     rows = [(name, *(number(ledger.get(f"{kind}.{name}", 0)) for kind in _KINDS)) for name in names]
-    return tables.table(("guest accesses to", *_KINDS), [*rows, ("all PMU registers", *map(number, totals))])
+    whose = "PMU and SPE" if _has_profiled(ledger) else "PMU"
+    return tables.table(("guest accesses to", *_KINDS), [*rows, (f"all {whose} registers", *map(number, totals))])
+
+
+def _has_profiled(ledger: dict[str, int]) -> bool:
+    """Tell whether the guest has accessed its profiling unit: if not, there is nothing to say of it."""
+    return ledger.get("spe_direct", 0) + ledger.get("exits.spe", 0) > 0
 
 
 def _costs(result: Result) -> Table:
     ledger = result.ledger
     rows = [("exits to the host", ledger["exits"])]
-    rows += [(f"  {words}", ledger[name]) for name, words in EXITS.items() if name != "exits.spe" or ledger.get(name)]
-    rows += [(words, ledger[name]) for name, words in _REST.items()]
+    profiled = _has_profiled(ledger)
+    rows += [(f"  {words}", ledger[name]) for name, words in EXITS.items() if profiled or name != "exits.spe"]
+    rows += [(words, ledger[name]) for name, words in (_REST | _SPE if profiled else _REST).items()]
     millions = result.instructions / 1e6
     cells = [(words, number(n), f"{n / millions:,.2f}" if n and millions else "-") for words, n in rows]
     return tables.table(("what it cost", "count", "per M instructions"), cells)
