@@ -28,8 +28,8 @@ ALL_REGISTERS = [
 ]  # fmt: skip
 
 
-def machine(vms: int = 1, **others: int) -> SpeMachine:
-    return SpeMachine(vms, **others)
+def machine() -> SpeMachine:
+    return SpeMachine()
 
 
 def in_guest(s: SpeMachine, first: int = 0, **others: int) -> SpeMachine:
@@ -361,7 +361,7 @@ def test_a_vcpu_takes_its_sampling_registers_from_cpu_to_cpu_and_leaves_none_beh
         world.boot_spu(cpu, make_spe(core("max")), 7)
     m.world.vms[0].spe = 1
     names = ALL_REGISTERS[:8]
-    values = {name: 2 for name in names} | {"PMSIRR_EL1": 0x100, "PMSCR_EL1": E0SPE | E1SPE, "PMSICR_EL1": 77}
+    values = dict.fromkeys(names, 2) | {"PMSIRR_EL1": 0x100, "PMSCR_EL1": E0SPE | E1SPE, "PMSICR_EL1": 77}
     for turn in range(4):
         c = turn % 2
         before = [spe.read(m.host.cpus[c].spu, EL2, sysreg.BY_NAME[name]) for name in names]
