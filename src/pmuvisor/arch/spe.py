@@ -536,9 +536,14 @@ def reload_value(spu: Spu) -> int:
     return interval(spu)
 
 
+def has_second_count(spu: Spu) -> bool:
+    """Tell whether PMSICR_EL1.ECOUNT counts: FEAT_SPE_ERnd's random part, begun each time COUNT reaches zero."""
+    return (spu.pmsirr & PMSIRR_RND) != 0 and spu.filter.core.ernd == 1
+
+
 def second_count(spu: Spu) -> int:
     """Return how many operations PMSICR_EL1.ECOUNT will add when COUNT reaches zero."""
-    if (spu.pmsirr & PMSIRR_RND) != 0 and spu.filter.core.ernd == 1:
+    if has_second_count(spu):
         return spu.random & 0xFF
     return 0
 
@@ -547,12 +552,12 @@ def operations_to_sample(spu: Spu) -> int:
     """Return how many operations there are up to the next that is sampled, that one included.
 
     States SPEToCollectSample() for many: an operation that finds COUNT at 0 reloads it; one that makes it 0 is sampled,
-    or with FEAT_SPE_ERnd begins ECOUNT, at whose end one is.
+    or with FEAT_SPE_ERnd begins ECOUNT, at whose end one is. COUNT goes on meanwhile, and may begin ECOUNT anew.
     """
-    ecount = spu.pmsicr >> PMSICR_ECOUNT_SHIFT
-    if ecount != 0:
-        return ecount
+    ecount = (spu.pmsicr >> PMSICR_ECOUNT_SHIFT) & 0xFF
     count = spu.pmsicr & PMSICR_COUNT
+    if has_second_count(spu) and ecount != 0 and (count == 0 or ecount < count):
+        return ecount
     if count == 0:
         return 1 + reload_value(spu) + second_count(spu)
     return count + second_count(spu)
@@ -563,11 +568,15 @@ def count_operations(spu: Spu, operations: int) -> int:
 
     Return 1 where the last of them is sampled, else 0.
     """
+    second = has_second_count(spu)
     sampled = 0
     while operations > 0:
         count = spu.pmsicr & PMSICR_COUNT
-        ecount = spu.pmsicr >> PMSICR_ECOUNT_SHIFT
+        ecount = (spu.pmsicr >> PMSICR_ECOUNT_SHIFT) & 0xFF
+        running = second and ecount != 0
         step = operations
+        if running:
+            step = min(step, ecount)
         if count == 0:
             step = 1
             count = reload_value(spu)
@@ -575,18 +584,15 @@ def count_operations(spu: Spu, operations: int) -> int:
                 spu.random = next_random(spu.random)
         else:
             step = min(step, count)
-            if ecount != 0:
-                step = min(step, ecount)
             count -= step
-            if count == 0 and ecount == 0:
-                ecount = second_count(spu)
-                if (spu.pmsirr & PMSIRR_RND) != 0 and spu.filter.core.ernd == 1:
+            if count == 0:
+                running = False
+                sampled = 1
+                if second:
+                    ecount = second_count(spu)
                     spu.random = next_random(spu.random)
-                sampled = int(ecount == 0)
-                operations -= step
-                spu.pmsicr = count | (ecount << PMSICR_ECOUNT_SHIFT)
-                continue
-        if ecount != 0:
+                    sampled = int(ecount == 0)
+        if running:
             ecount -= step
             sampled = int(ecount == 0)
         operations -= step
