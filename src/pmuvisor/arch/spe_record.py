@@ -24,7 +24,7 @@ from pmuvisor.arch.sysreg import (
 from pmuvisor.records import U1, U2, U4, U8, U16, U32, U64, Each, record
 
 MAX_RECORD = 64
-"""Bytes of the largest record, PMSIDR_EL1.MaxSize: what is here comes to 57 at most."""
+"""Bytes of the largest record, PMSIDR_EL1.MaxSize: that of a load comes to 62 at most."""
 
 OP_OTHER = 0
 OP_LOAD_STORE = 1
@@ -87,7 +87,7 @@ class SpeFeatures:
     max_size: U4
     """PMSIDR_EL1.MaxSize: the logarithm of the largest record's bytes."""
     align: U4
-    """PMBIDR_EL1.Align: the logarithm of the bytes that a record is padded to."""
+    """PMBIDR_EL1.Align: the logarithm of the bytes that a record is padded to; 6 at most here."""
 
 
 @record
