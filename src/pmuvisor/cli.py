@@ -114,7 +114,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         "--spe-out",
         metavar="FILE",
         type=_file,
-        help="write the guest's profiling records as a perf.data FILE, for perf report -D and perf script; with --spe",
+        help="write the guest's profiling records as a perf.data FILE, for perf report -D and perf script; implies --spe",
     )
     run.add_argument(
         "--compile",
@@ -164,7 +164,7 @@ def _add_machine(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--spe-unpinned",
         action="store_true",
-        help="with --spe: its buffer is not pinned, and what is sampled while KVM maps a page of it is lost",
+        help="the same, but its buffer is not pinned: what is sampled while KVM maps a page of it is lost",
     )
     run.add_argument(
         "--costs",

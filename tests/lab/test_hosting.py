@@ -29,6 +29,7 @@ needs_linux = pytest.mark.skipif(guests.cached_linux() is None, reason="no Linux
 def vm(name: str = "a", guest: str = "busy", vcpus: int = 1, on: int = 0b11, **more: Any) -> VmSpec:
     fields: dict[str, Any] = {"core": N1, "counters": 4, "design": "partitioned", "fgt": True, "kernel": None}
     fields |= {"initrd": None, "append": "pmuvisor.quick", "cpus": (on,) * vcpus, "runs_anywhere": False}
+    fields["spe"] = False
     fields |= {"activity": BUSY, "memory": 0} if guest == "busy" else {"activity": None, "memory": 256 << 20}
     return VmSpec(name=name, guest=guest, vcpus=vcpus, **fields | more)
 
@@ -159,6 +160,7 @@ def test_sessions_of_spe_sample_what_tasks_did_from_start_to_stop() -> None:
         assert (row.bytes, row.lost, row.padding, row.truncated) == (64 * row.records, 0, 0, 0)
         assert row.interrupts >= row.woken > 0
     assert [cpu.spe_session for cpu in hosting.host.cpus] == [0xFF, 0xFF]
+    assert hosting.host.spe_open == 0
 
 
 def test_a_session_of_spe_does_not_see_a_guest_with_code_nor_disturb_it() -> None:
@@ -174,6 +176,24 @@ def test_a_session_of_spe_does_not_see_a_guest_with_code_nor_disturb_it() -> Non
     (row,) = result.host_spe
     assert row.records == sum((runtime + 1) // 2049 for runtime in runtimes.values())
     assert row.lost == 0
+
+
+@pytest.mark.parametrize("design", ["partitioned", "lazy", "emulated"])
+def test_a_guest_profiles_itself_on_cpus_that_the_host_profiles_as_well(design: str) -> None:
+    # The guest shares its CPUs with two tasks that sleep now and then, and moves to where there is room.
+    guest = vm("a", "spe", spe=True, design=design)
+    naps = [dataclasses.replace(BUSY, burst=5 * MS, pause=2 * MS), dataclasses.replace(BUSY, burst=3 * MS, pause=MS)]
+    tasks = tuple(TaskSpec(name=f"t{n}", cpus=1 << n, activity=nap) for n, nap in enumerate(naps))
+    session = spe("all", cpus=0b11, duration=400 * MS)
+    hosting = Hosting(scenario(400 * MS, vms=(guest,), tasks=tasks, spe=(session,)))
+    result = hosting.run()
+    assert result.vms[0].console.splitlines()[-1] == "spe: 40 of 40 checks passed"
+    assert result.vms[0].migrations > 0
+    (row,) = result.host_spe
+    runtimes = [task.runtime for task in hosting.host.tasks[1:3]]
+    assert row.records == sum((runtime + 1) // 2049 for runtime in runtimes)
+    assert (row.lost, [cpu.spu.lost for cpu in hosting.host.cpus]) == (0, [0, 0])
+    assert [cpu.spu.misplaced for cpu in hosting.host.cpus] == [0, 0]
 
 
 def test_an_interrupted_run_has_the_sessions_of_spe_that_are_over() -> None:

@@ -345,7 +345,13 @@ BAD: list[tuple[str, object, str]] = [
     ("vm[0].vcpus", 513, "vm[0].vcpus: 513: expected a whole number from 1 to 512"),
     ("vm[1].vcpus", 9, "vm[1].vcpus: 9: expected a whole number from 1 to 8"),
     ("vm[0].vcpu", 1, "vm[0].vcpu: unknown key (near: vcpus): expected one of name, guest, vcpus, core, cpus, "
-     "counters, design, fgt, memory, kernel, initrd, append, events, user, burst, pause"),
+     "counters, design, fgt, memory, kernel, initrd, append, spe, events, user, burst, pause"),
+    ("vm[0].spe", True, "vm[0].spe: not of guest 'busy': expected it of guests that have code only"),
+    (
+        "vm[1].spe",
+        True,
+        f"vm[1].spe: {A55} has none, {X1} has SPE: expected a host whose CPUs all have the same SPE",
+    ),
     ("vm[0].core", "max", f"vm[0].core: 'max': expected one of {A55}, {X1}"),
     ("vm[0].cpus", "9", f"vm[0].cpus: CPUs 9: expected {OF_HOST}"),
     ("vm[0].cpus", "3-1", f"vm[0].cpus: CPUs 3-1: expected {OF_HOST}"),

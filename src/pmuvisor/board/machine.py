@@ -332,6 +332,8 @@ class Machine:
     @staticmethod
     def load_cpu(cpu: BoardCpu) -> None:
         """Load a vCPU on the CPU of its place, and enter the guest."""
+        if cpu.spe is not None:
+            cpu.spe.load()
         cpu.pmu.load()
         if cpu.spe is not None:
             cpu.spe.after()

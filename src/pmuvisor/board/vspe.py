@@ -90,6 +90,10 @@ class VirtualSpe:
             self._on_level(self._level == 1)
         self._tell(enabling)
 
+    def load(self) -> None:
+        """The vCPU comes to a CPU: what its unit has written there before was somebody else's."""
+        self.spu.nr_written = 0
+
     def put(self) -> None:
         """The vCPU has been put: nothing of the guest's is sampled any more."""
         self._deliver()

@@ -292,7 +292,7 @@ class Hosting:
         kvm.cpu = self.scenario.host.cpus.index(spec.core)
         pmu = None if spec.runs_anywhere else kvm.probe_armpmu().type
         check_counters(spec)
-        made = create_vm(kvm, spec.vcpus, DESIGNS[spec.design], spec.counters, pmu)
+        made = create_vm(kvm, spec.vcpus, DESIGNS[spec.design], spec.counters, pmu, spe=spec.spe)
         for v, cpus in zip(vm.threads(), spec.cpus, strict=True):
             if spec.activity is not None:
                 self._program_guest(of.vcpus[v], spec.counters)
@@ -324,6 +324,7 @@ class Hosting:
             append=spec.append,
             memory=spec.memory,
             vcpus=spec.vcpus,
+            spe=spec.spe,
             costs=self._costs,
         )
         if show is not None:

@@ -3,7 +3,7 @@
 duration, seed
 [host]     cpus, tick, slice, max_guest_counters
 [[vm]]     name, guest, vcpus, core, cpus, counters, design, fgt
-           of a guest that has code: memory, kernel, initrd, append; of the guest busy: events, user, burst, pause
+           of a guest that has code: memory, kernel, initrd, append, spe; of busy: events, user, burst, pause
 [[task]]   name, number, cpus, events, user, burst, pause
 [[perf]]   name, events, one of cpu, task and vm, core, pinned, period, exclude, long, start, stop
 [[spe]]    name, one of cpu and task, period, jitter, exclude, buffer, reader, start, stop

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from pmuvisor.arch.cores import PMU_VERSIONS, Core
+from pmuvisor import records
+from pmuvisor.arch.cores import PMU_VERSIONS, SPE_VERSIONS, Core, make_spe
 from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED, SW_INCR
 from pmuvisor.board.fdt import MAX_BOOTARGS
 from pmuvisor.board.machine import DESIGNS, Config, CountError
@@ -40,7 +41,7 @@ GUESTS = ("busy", *BUILTIN, "linux")
 """Guests that are not files."""
 HOST = ("cpus", "tick", "slice", "max_guest_counters")
 ACTIVITY = ("events", "user", "burst", "pause")
-CODE = ("memory", "kernel", "initrd", "append")
+CODE = ("memory", "kernel", "initrd", "append", "spe")
 """Keys of a VM whose guest has code; those of `ACTIVITY` are of one that has none."""
 VM = ("name", "guest", "vcpus", "core", "cpus", "counters", "design", "fgt", *CODE, *ACTIVITY)
 TASK = ("name", "number", "cpus", *ACTIVITY)
@@ -155,12 +156,23 @@ def vm_of(table: Table, host: HostSpec, folder: Path) -> VmSpec:
         design=design,
         runs_anywhere=runs_anywhere,
         fgt=table.take_or("fgt", FLAG, True),
+        spe=_spe(table, host),
         activity=_activity(table, [core]) if busy else None,
         memory=0 if busy else table.take_or("memory", reading.size(1 << 20, 64 << 30), 256 << 20),
         kernel=_file(table, "kernel", folder),
         initrd=_file(table, "initrd", folder),
         append=_append(table),
     )
+
+
+def _spe(table: Table, host: HostSpec) -> bool:
+    """Tell whether the guest has SPE. KVM (kvm.uapi) has it only for hosts whose CPUs all have it, and the same."""
+    wanted = table.take_or("spe", FLAG, False)
+    units = {records.key(make_spe(core)) for core in host.cores}
+    if wanted and (len(units) > 1 or host.cores[0].spe == 0):
+        found = ", ".join(f"{core.name} has {SPE_VERSIONS[core.spe] if core.spe else 'none'}" for core in host.cores)
+        raise KeyProblem(table.key("spe"), found, "a host whose CPUs all have the same SPE")
+    return wanted
 
 
 def _check_keys(table: Table, others: Sequence[str], whose: str) -> None:

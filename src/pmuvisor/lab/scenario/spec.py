@@ -74,6 +74,8 @@ class VmSpec:
     `emulated` where no PMU was asked for, whose counters then stop on CPUs of another core."""
     fgt: bool
     """The host uses fine-grained traps for it, where the core has them."""
+    spe: bool
+    """Its guest has SPE; all CPUs of the host do, and the same. Never of `busy`."""
     activity: Activity | None
     memory: int
     """Bytes of RAM; 0 for `busy`."""
