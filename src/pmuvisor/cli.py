@@ -114,7 +114,7 @@ def _add_run(run: argparse.ArgumentParser) -> None:
         "--spe-out",
         metavar="FILE",
         type=_file,
-        help="write the guest's profiling records as a perf.data FILE, for perf report -D and perf script; implies --spe",
+        help="write the guest's profiling records as perf.data, for perf report -D and perf script; implies --spe",
     )
     run.add_argument(
         "--compile",
