@@ -220,7 +220,8 @@ def operate(t: Timeline, c: int, levels: int, done: int, total: int) -> int:
 def take_sample(t: Timeline, c: int, at_el0: int) -> None:
     """An operation on CPU `c` is sampled, at EL0 or at EL2; the interrupt of the buffer that it may fill is taken.
 
-    A model: every operation is of the class "other", takes a cycle, and retires.
+    A model: every operation is of the class "other", takes a cycle, and retires. That interrupt is where a reader is
+    woken: the unit never gets beyond a watermark without it.
     """
     cpu = t.world.host.cpus[c]
     number = cpu.spe_session
@@ -347,9 +348,7 @@ def change_task(t: Timeline, c: int) -> None:
 
     A vCPU that comes to a CPU where it cannot run fails to enter (KVM_EXIT_FAIL_ENTRY), and its thread ends.
     """
-    left = t.world.host.cpus[c].spe_session
     worlds.switch_out(t.world, c, t.now)
-    arm_spe.read_if_woken(t.world.host, left)
     while True:
         number = worlds.switch_in(t.world, c, t.now)
         if number == NO_TASK:
@@ -362,7 +361,6 @@ def change_task(t: Timeline, c: int) -> None:
             break
         sched.go_to_sleep(t.world.host, c)
         worlds.switch_out(t.world, c, t.now)
-    arm_spe.read_if_woken(t.world.host, t.world.host.cpus[c].spe_session)
     t.slice_end[c] = t.now + t.slice_ns
 
 
