@@ -91,6 +91,8 @@ class SpeMachine:
         self.unmapped: Callable[[int, int], int] = lambda guest, page: 0
         """The fault of a page of a guest, as `Spu.fault` has it."""
         self.host_registers: dict[str, int] = {}
+        self.prompt = True
+        """The reader of the host's session is there whenever the driver's interrupt was."""
 
     # ---- what the hardware does ----
 
@@ -193,6 +195,7 @@ class SpeMachine:
         }
         for name, value in (values | attributes).items():
             setattr(self.session, name, value)
+        self.session.aux_wakeup = start - start % self.session.watermark
         arm_spe.open_session(self.host, 0)
         spe.isb(self.spu)
         self.counter.pop(HOST, None)
@@ -218,7 +221,8 @@ class SpeMachine:
             spe.isb(self.spu)
             handled = arm_spe.irq_handler(self.host, 0)
             self.deliver()
-            self.read_aux()
+            if self.prompt:
+                self.read_aux()
             check(handled == 1, "PMBIRQ is left raised")
 
     def host_runs(self, samples: int, el: int = EL2) -> None:
@@ -228,6 +232,7 @@ class SpeMachine:
         for _ in range(samples if self.session.attached else 0):
             while not self.operate(HOST, el, self.rng.choice([1, 100, 10**6])):
                 self.check_resumed()
+                check(self.session.state == STATE_ACTIVE, "the host's session has been disabled")
             self.take_interrupts()
 
     def check_resumed(self) -> None:

@@ -59,12 +59,16 @@ MIN_INTERVAL = (256, 4096, 512, 768, 1024, 1536, 2048, 3072, 4096)
 
 
 def perf_aux_output_begin(session: SpeSession) -> int:
-    """State perf_aux_output_begin(): open the handle. Return 0, or -EINVAL where the reader has left no room."""
+    """State perf_aux_output_begin(): open the handle. Return 0, or -EINVAL where the reader has left no room.
+
+    The event is disabled then, as after lost data.
+    """
     session.aux_flags = 0
     session.handle_head = session.aux_head
     session.handle_size = session.size - 1 - (session.aux_head - session.aux_tail)
     session.handle_wakeup = session.aux_wakeup + session.watermark
     if session.handle_size == 0:
+        session.state = STATE_OFF
         session.woken += 1
         return -EINVAL
     session.handle_open = 1
@@ -77,6 +81,7 @@ def perf_aux_output_skip(session: SpeSession, size: int) -> None:
     session.handle_head = session.aux_head
     session.handle_size -= size
     wake_at_watermark(session)
+    session.handle_wakeup = session.aux_wakeup + session.watermark
 
 
 def perf_aux_output_end(session: SpeSession, size: int) -> None:
@@ -309,6 +314,8 @@ def schedule(host: Host, c: int) -> None:
             cpu.spe_session = number
             host.spe_sessions[number].state = STATE_ACTIVE
             start(cpu, host.spe_sessions[number])
+            if host.spe_sessions[number].state == STATE_OFF:
+                unschedule(host, c)
 
 
 def unschedule(host: Host, c: int) -> None:
