@@ -196,6 +196,22 @@ def test_a_guest_profiles_itself_on_cpus_that_the_host_profiles_as_well(design: 
     assert [cpu.spu.misplaced for cpu in hosting.host.cpus] == [0, 0]
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 150 * MS), (1, 150 * MS - 1), (10 * MS, 13 * MS), (4 * MS, 73 * MS)])
+def test_a_session_of_spe_may_begin_and_end_while_a_guest_has_the_unit(start: int, stop: int) -> None:
+    """Slices are 3 ms, the guest's first: at 1 ns, at 13 and at 73 ms its vCPU is loaded."""
+    parts: dict[str, Any] = {"vms": (vm("a", "spe", on=0b01, spe=True), vm("b", on=0b01))}
+    parts["tasks"] = (TaskSpec(name="t", cpus=0b01, activity=BUSY),)
+    parts["spe"] = (spe("all", cpus=0b01, duration=0, start=start, stop=stop),)
+    parts["perf"] = (perf("task", INST, tasks=(0,), duration=0, start=start, stop=stop),)
+    hosting = Hosting(scenario(400 * MS, **parts))
+    result = hosting.run()
+    (row,) = result.host_spe
+    assert row.records == (result.host_perf[0].count + 1) // 2049
+    spu = hosting.host.cpus[0].spu
+    assert (row.lost, row.truncated, spu.lost, spu.misplaced, spu.pmscr_el2) == (0, 0, 0, 0, 0)
+    assert result.vms[0].console.splitlines()[-1] == "spe: 40 of 40 checks passed"
+
+
 def test_an_interrupted_run_has_the_sessions_of_spe_that_are_over() -> None:
     task = TaskSpec(name="t", cpus=1, activity=BUSY)
     sessions = (spe("early", cpus=1, duration=2 * MS), spe("late", cpus=1, duration=1000 * MS, start=2 * MS))

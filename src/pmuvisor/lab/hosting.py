@@ -641,7 +641,22 @@ class Hosting:
         if c == ANY_CPU:
             act()
         else:
-            self._on_host(c, act)
+            self._on_host(c, lambda: self._with_its_unit(c, act))
+
+    def _with_its_unit(self, c: int, act: Callable[[], None]) -> None:
+        """Do something with the unit of CPU `c` as the host has it: a vCPU with SPE is put meanwhile.
+
+        A choice: the series says nothing of a session of a CPU that begins or ends while such a vCPU is loaded. The
+        driver would program the guest's unit, or KVM, at put, bring back a session that is over.
+        """
+        v = timeline.resident(self.t, c)
+        of = self.t.world
+        if v == NO_VCPU or of.vms[of.vm_of[v]].spe == 0:
+            act()
+            return
+        world.vcpu_put(of, c, v, self.t.now)
+        act()
+        world.vcpu_load(of, c, v, self.t.now)
 
     def _close_profile(self, spec: SpeSpec) -> None:
         numbers = self._profiles[spec.name]
