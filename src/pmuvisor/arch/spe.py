@@ -743,8 +743,8 @@ def records_to_service(spu: Spu) -> int:
     if room_for_record(spu, spu.pointer) == 0:
         return 0
     limit = spu.seen.pmblimitr & ~OFFSET
-    room = wrap(limit - spu.pointer) >> spu.filter.core.max_size
-    return room & (NEVER - 1)
+    size = spu.filter.core.max_size
+    return (wrap(limit - spu.pointer) >> size) & ((NEVER - 1) >> (size - 2))
 
 
 # ---- synchronization ----------------------------------------------------------------------------------------

@@ -67,6 +67,9 @@ class Bool:
     def __bool__(self) -> bool:
         return _decide(self.term)
 
+    def __int__(self) -> int:
+        return int(bool(self))
+
 
 class Int:
     """A symbolic integer of 64 bits. Comparison is unsigned, as CPython's is on the values the semantics keeps."""
