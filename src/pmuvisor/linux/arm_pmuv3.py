@@ -34,8 +34,6 @@ from pmuvisor.linux.host import NO_COUNTER, NO_EVENT, Cpu, Host, PerfEvent
 
 EL2 = 2
 """Where the kernel runs."""
-MASK_32 = 0xFFFF_FFFF
-UPPER_HALF = ~MASK_32
 FULL_MASK = (1 << 64) - 1
 MAX_LEFT = (1 << 63) - 1
 EAGAIN = 11
@@ -121,10 +119,10 @@ def mask_of(cpu: Cpu, event: PerfEvent, idx: int) -> int:
 
 
 def max_period(cpu: Cpu, event: PerfEvent) -> int:
-    """State arm_pmu_event_max_period(): 64 bits for an event that asks for them, else 32."""
+    """State arm_pmu_event_max_period(): 64 bits for an event that asks for them, else 32; fewer in a scaled model."""
     if event.long == 1:
         return cpu.pe.core.counter_mask
-    return MASK_32
+    return cpu.pe.core.half_mask
 
 
 def needs_bias(cpu: Cpu, event: PerfEvent) -> int:
@@ -136,19 +134,20 @@ def read_counter(cpu: Cpu, event: PerfEvent) -> int:
     """State armv8pmu_read_counter(): the value, of a chained pair 32 bits of each."""
     value = pmu.counter_value(cpu.pe, event.idx)
     if event_is_chained(cpu, event) == 1:
-        value = (value << 32) | pmu.counter_value(cpu.pe, event.idx - 1)
+        value = (value << cpu.pe.core.half_bits) | pmu.counter_value(cpu.pe, event.idx - 1)
     if needs_bias(cpu, event) == 1:
-        value &= MASK_32
+        value &= cpu.pe.core.half_mask
     return value
 
 
 def write_counter(cpu: Cpu, event: PerfEvent, value: int) -> None:
     """State armv8pmu_write_counter()."""
     if event_is_chained(cpu, event) == 1:
-        pmu.write_counter(cpu.pe, event.idx, (value >> 32) & MASK_32)
-        pmu.write_counter(cpu.pe, event.idx - 1, value & MASK_32)
+        half = cpu.pe.core.half_mask
+        pmu.write_counter(cpu.pe, event.idx, (value >> cpu.pe.core.half_bits) & half)
+        pmu.write_counter(cpu.pe, event.idx - 1, value & half)
     else:
-        pmu.write_counter(cpu.pe, event.idx, value | (UPPER_HALF & -needs_bias(cpu, event)))
+        pmu.write_counter(cpu.pe, event.idx, value | (~cpu.pe.core.half_mask & -needs_bias(cpu, event)))
 
 
 def enable_event(cpu: Cpu, event: PerfEvent) -> None:
