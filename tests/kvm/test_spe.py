@@ -18,6 +18,7 @@ from pmuvisor.kvm import access, world
 from pmuvisor.kvm import spe as kvm_spe
 from pmuvisor.lab.perfdata import AuxTrace
 from pmuvisor.linux import arm_spe
+from pmuvisor.linux.host import STATE_ACTIVE, STATE_INACTIVE
 
 STAGE1_EC, STAGE2_EC = 0x24 << 26, 0x25 << 26
 IMPLEMENTATION_DEFINED_EC = 0x1F << 26
@@ -419,3 +420,23 @@ def test_the_hosts_interrupt_that_comes_after_its_buffer_was_drained_is_spurious
     assert s.session.interrupts == 1
     s.host_runs(3)
     s.finish()
+
+
+def test_a_session_of_the_vcpus_own_thread_ends_with_the_hosts_pointer_and_not_the_guests() -> None:
+    s = machine()
+    s.profile(task=0)
+    for _ in range(3):
+        s.load(0)
+        assert s.session.state == STATE_ACTIVE
+        s.host_registers = {}  # the session's, which leaves with its thread
+        s.enter()
+        if not s.guest().registers:
+            s.guest_profiles()
+        s.guest_runs(5)
+        s.exit()
+        s.put()
+        assert s.session.state == STATE_INACTIVE
+        assert not spe.profiling_buffer_enabled(s.spu)
+    s.finish()
+    # The thread is only ever KVM's and the guest's, which the host does not see.
+    assert (len(s.formed[0]), len(s.formed[1]), s.session.aux_head) == (0, 15, 0)

@@ -274,12 +274,20 @@ def counter_value(world: World, v: int, i: int, now: int) -> int:
 
 
 def switch_out(world: World, c: int, now: int) -> int:
-    """The task on CPU `c` leaves it, and the vCPU that it runs is put (kvm_sched_out). Return the task, or NO_TASK."""
+    """The task on CPU `c` leaves it, and the vCPU that it runs is put (kvm_sched_out). Return the task, or NO_TASK.
+
+    A choice: of a VM with SPE that comes first. In Linux perf takes a thread's events off before KVM hears of it, which
+    the series leaves as it is: a profiling session of the vCPU's own thread would end with the guest's write pointer.
+    """
+    v = NO_VCPU
+    if world.host.cpus[c].current != NO_TASK:
+        v = world.host.tasks[world.host.cpus[c].current].preempt_notifier
+    first = v != NO_VCPU and world.vms[world.vm_of[v]].spe == 1
+    if first:
+        vcpu_put(world, c, v, now)
     number = sched.sched_out(world.host, c, now)
-    if number != NO_TASK:
-        v = world.host.tasks[number].preempt_notifier
-        if v != NO_VCPU:
-            vcpu_put(world, c, v, now)
+    if v != NO_VCPU and not first:
+        vcpu_put(world, c, v, now)
     return number
 
 
