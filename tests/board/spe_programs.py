@@ -213,6 +213,7 @@ sync:
     ldr   w0, [x20, #8]
     str   w0, [x20, #12]
 2:  ldp   x0, x1, [sp], #16
+    ldr   xzr, [sp, #-16]
     eret
 user:
     str   x19, [sp, #-16]!

@@ -220,17 +220,20 @@ def test_a_run_ends_right_after_the_last_record_that_there_is_room_for(
 
 
 @needs_assembler
-def test_room_made_again_and_again_loses_nothing() -> None:
-    for program in ("addressing", "levels"):
-        ops, engine = operations(program), started(program)
-        profile, records = Profile(BOTH, 1, 2, everything(), room=3), list[bytes]()
-        engine.profile(profile)
-        while engine.run(len(ops)) is Stop.PROFILE:
-            taken = engine.take_records()
-            records += split(taken.data, taken.sizes)
-            engine.profile(replace(profile, first=taken.left))
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("period", "room"), [(1, 1), (2, 1), (3, 1), (7, 1), (2, 3)])
+def test_room_made_again_and_again_loses_nothing(program: str, period: int, room: int) -> None:
+    ops, engine = operations(program), started(program)
+    profile, records = Profile(BOTH, 1, period, everything(), room=room), list[bytes]()
+    expected = Expected.of(ops, profile)
+    engine.profile(profile)
+    while engine.run(len(ops)) is Stop.PROFILE:
         taken = engine.take_records()
-        assert tuple(records) + split(taken.data, taken.sizes) == Expected.of(ops, profile).records
+        records += split(taken.data, taken.sizes)
+        assert engine.total == expected.at[len(records) - 1]
+        engine.profile(replace(profile, first=taken.left))
+    taken = engine.take_records()
+    assert tuple(records) + split(taken.data, taken.sizes) == expected.records
 
 
 def test_a_filter_that_rejects_makes_no_room_necessary() -> None:

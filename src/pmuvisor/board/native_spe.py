@@ -18,7 +18,7 @@ from numba import carray, types
 from pmuvisor.arch import spe_record
 from pmuvisor.arch.spe import next_random
 from pmuvisor.board import native
-from pmuvisor.board.native import STATE_WORDS, look_soon, read_words, sample_left, total
+from pmuvisor.board.native import STATE_WORDS, read_words, sample_left, total
 from pmuvisor.board.native_memory import as_pointer, callback, compiled, load32, store8, store64
 from pmuvisor.board.native_operands import address, address_registers, lost, operation, written
 from pmuvisor.compiled import compiled as semantics
@@ -226,4 +226,3 @@ def on_sample_access(data: Any, pc: int, el: int) -> None:
     sp = profile_words(st)
     describe(st, sp, 0, pc, el, total(st) - 1)  # whatever the word is: of no class and without operands
     close(st, sp, pc + 4)
-    look_soon(st)
