@@ -546,8 +546,11 @@ class Engine:
 
     @barriers.setter
     def barriers(self, mask: Barrier) -> None:
+        if mask == self.barriers:
+            return
         self._st[native.BARRIERS] = int(mask)
         self._st[native.DECODE] = int(mask or self.detail)
+        self._forget_decoded(self._at_state)
         self._look_soon()
 
     @property

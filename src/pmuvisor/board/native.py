@@ -142,7 +142,7 @@ SLICE_NS = 40_000_000
 EXCEPTIONS_PER_SLICE = 50_000
 STUCK_AFTER = 5_000
 ROWS = 1 << 14
-ROW_WORDS = 6  # address, tag, A, B, fall-through, barriers
+ROW_WORDS = 5  # address, tag, A, B, fall-through
 
 PSTATE_IL = 1 << 20
 PSTATE_I = 0x80
@@ -322,7 +322,8 @@ def sample_room(st: Any, address: int, n: int, el: int) -> int:
 @compiled
 def barrier_room(st: Any, address: int, n: int) -> int:
     """`room` for barriers; sets BARRIER where the block ends with one and there is none before."""
-    if load64(decoded_row(st, address, n) + 40) & st[BARRIERS] == 0 or not read_words(st, address, n):
+    _, barriers = decoded_row(st, address, n)
+    if barriers == 0 or not read_words(st, address, n):
         return n + 1
     for i in range(n):
         found = barrier(load32(st[AT_WORDS] + 4 * i)) & st[BARRIERS]
@@ -367,8 +368,11 @@ def new_generation(st: Any) -> None:
 
 
 @compiled
-def fill_row(st: Any, row: int, address: int, tag: int, n: int) -> None:
-    """Decode a block into its row of the decode cache."""
+def fill_row(st: Any, row: int, address: int, tag: int, n: int) -> int:
+    """Decode a block into its row of the decode cache; the barriers in it that a run is to stop behind.
+
+    A block with one is not found there again, so that to know of them costs nothing where it is.
+    """
     a, b, barriers = 0, 0, 0
     if read_words(st, address, n):
         for i in range(n):
@@ -377,24 +381,26 @@ def fill_row(st: Any, row: int, address: int, tag: int, n: int) -> None:
             a += one_a
             b += one_b
             barriers |= barrier(word)
-    store64(row, address)
+    barriers &= st[BARRIERS]
+    store64(row, address if barriers == 0 else NOWHERE)
     store64(row + 8, tag)
     store64(row + 16, a)
     store64(row + 24, b & 0xFFFFFFFF)
     store64(row + 32, address + 4 * n if b >> 32 else NOWHERE)
-    store64(row + 40, barriers)
+    return barriers
 
 
 @compiled
-def decoded_row(st: Any, address: int, n: int) -> int:
-    """Where the decode cache has a block."""
+def decoded_row(st: Any, address: int, n: int) -> tuple[int, int]:
+    """Where the decode cache has a block, and the barriers in it that a run is to stop behind."""
+    barriers = 0
     if load64(st[AT_INVALIDATIONS]) != st[INVALIDATIONS]:
         call(st[FN_FILL_ROW], st[SELF], 0, 0, 0, 0)
     row = st[AT_ROWS] + ((address >> 2) & (ROWS - 1)) * (ROW_WORDS * 8)
     tag = (st[TAG_HIGH] if address < 0 else st[TAG_LOW]) ^ n
     if load64(row) != address or load64(row + 8) != tag:
-        call(st[FN_FILL_ROW], st[SELF], row, address, tag, n)
-    return row
+        barriers = call(st[FN_FILL_ROW], st[SELF], row, address, tag, n)
+    return row, barriers
 
 
 @compiled
@@ -408,14 +414,14 @@ def charge_detail(st: Any, address: int, row: int) -> None:
     st[FALL] = load64(row + 32)
 
 
-@callback(types.void, types.voidptr, types.int64, types.int64, types.int64, types.int64)
-def on_row_miss(data: Any, row: int, address: int, tag: int, n: int) -> None:
+@callback(types.int64, types.voidptr, types.int64, types.int64, types.int64, types.int64)
+def on_row_miss(data: Any, row: int, address: int, tag: int, n: int) -> int:
     """Called by `decoded_row`, through a pointer: its own code stays short."""
     st = carray(data, (STATE_WORDS,), np.int64)
-    if row == 0:
-        new_generation(st)
-    else:
-        fill_row(st, row, address, tag, n)
+    if row != 0:
+        return fill_row(st, row, address, tag, n)
+    new_generation(st)
+    return 0
 
 
 @compiled
@@ -482,7 +488,8 @@ def on_slow_block(data: Any, address: int, n: int) -> None:
     st[BLOCK_N] = n
     st[COUNT + el * N_LANES + INST] += n
     if st[DETAIL] != 0:
-        charge_detail(st, address, decoded_row(st, address, n))
+        row, _ = decoded_row(st, address, n)
+        charge_detail(st, address, row)
         spill(st, el)
     st[SLACK] = new_slack(st)
     st[SLACK_BASE] = st[SLACK]
@@ -501,8 +508,8 @@ def on_block(uc: int, address: int, size: int, data: Any) -> None:
     st[BLOCK] = address
     st[BLOCK_N] = n
     if st[DECODE] != 0:
-        row = decoded_row(st, address, n)
-        if load64(row + 40) & st[BARRIERS] != 0:
+        row, barriers = decoded_row(st, address, n)
+        if barriers != 0:
             st[SLACK] += n
             call(st[FN_SLOW_BLOCK], st[SELF], address, n, 0, 0)
         elif st[DETAIL] != 0:
