@@ -10,7 +10,7 @@ TESTERS ?= 2
 run: .venv/.run
 	$(BIN)/pmuvisor run demo
 	@if $(BIN)/pmuvisor guest fetch linux && $(BIN)/pmuvisor guest fetch perf; then \
-		$(BIN)/pmuvisor compare linux --mhz 3000 --designs emulated,partitioned,lazy \
+		$(BIN)/pmuvisor compare linux --mhz 3000 --append norandmaps --designs emulated,partitioned,lazy \
 			--add examples/profile.sh -- sh profile.sh; \
 	else \
 		echo "make run: no Linux guest here (see above); any arm64 kernel will do: pmuvisor run linux --kernel FILE"; \

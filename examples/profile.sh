@@ -1,6 +1,8 @@
 # What a person with a question does: count, then sample. For a Linux guest, as in
 #
-#   pmuvisor compare linux --mhz 3000 --add examples/profile.sh -- sh profile.sh
+#   pmuvisor compare linux --mhz 3000 --append norandmaps --add examples/profile.sh -- sh profile.sh
+#
+# norandmaps: where a program's stack is decides how its string functions begin, by a few instructions.
 
 perf stat -e instructions:u,branches:u gzip -c /usr/bin/busybox >/dev/null
 
