@@ -1,13 +1,14 @@
 """The compiled reading: semantic functions under numba, over the records' derived layout.
 
 `compiled(f)` is `f` with every semantic function that it calls, directly or not, compiled by numba; the module's own
-functions are left as they were. Arguments are rows of a layout (see `records.layout`) and integers.
+functions are left as they were. Arguments are rows of a layout (see `records.layout`) and integers. `substituted(f)` is
+a twin of the same kind left to CPython, with some functions replaced.
 """
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import numba
@@ -15,45 +16,78 @@ import numba
 _SEMANTIC = ("pmuvisor.arch.", "pmuvisor.linux.", "pmuvisor.kvm.")
 
 
+Replaced = Mapping[Callable[..., Any], Callable[..., Any]]
+"""Semantic functions, and what is called in their place."""
+
+
 def compiled(
-    function: Callable[..., Any], *, boundscheck: bool = False, also: tuple[str, ...] = (), cache: bool = False
+    function: Callable[..., Any],
+    *,
+    boundscheck: bool = False,
+    also: tuple[str, ...] = (),
+    cache: bool = False,
+    replaced: Replaced | None = None,
 ) -> Any:
-    """Return `function` compiled in numba's nopython mode.
+    """Return `function` compiled in numba's nopython mode, with `replaced` in the place of others.
 
     `boundscheck` makes an index out of range an IndexError, for tests. `also` names further modules, outside
     of arch/, linux/ and kvm/, whose functions are semantic code too. `cache` keeps the machine code of `function`, and
     in it that of all it calls, in numba's folder (see `numba_cache.use`), whose name knows our sources but neither of a
-    function replaced at run time nor of `boundscheck`: ValueError for both together.
+    function replaced nor of `boundscheck`: ValueError for it with either.
     """
-    if cache and boundscheck:
-        raise ValueError("cache: expected no boundscheck with it")
-    return _compile(cast(types.FunctionType, function), {}, boundscheck, (*_SEMANTIC, *also), cache)
+    if cache and (boundscheck or replaced):
+        raise ValueError("cache: expected neither boundscheck nor replaced with it")
+
+    def make(twin: types.FunctionType, outermost: bool) -> Any:
+        return _once(numba.njit(twin, boundscheck=boundscheck, cache=cache and outermost))
+
+    return _Twins(make, (*_SEMANTIC, *also), replaced or {}).of(function, outermost=True)
 
 
-def _compile(
-    function: types.FunctionType,
-    done: dict[types.FunctionType, Any],
-    boundscheck: bool,
-    homes: tuple[str, ...],
-    cache: bool = False,
-) -> Any:
-    if function in done:
-        return done[function]
-    world = dict(function.__globals__)
-    twin = types.FunctionType(function.__code__, world, function.__name__, function.__defaults__)
-    twin.__kwdefaults__ = function.__kwdefaults__
-    made = done[function] = _once(numba.njit(twin, boundscheck=boundscheck, cache=cache))
-    names = function.__code__.co_names
-    for name in names:
-        called = world.get(name)
-        if isinstance(called, types.ModuleType) and f"{called.__name__}.".startswith(homes):
-            part = types.ModuleType(called.__name__)
-            for attribute in set(names) & set(vars(called)):
-                setattr(part, attribute, _twin(vars(called)[attribute], done, boundscheck, homes))
-            world[name] = part
-        elif name in world:
-            world[name] = _twin(called, done, boundscheck, homes)
+def substituted(function: Callable[..., Any], replaced: Replaced, *, also: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """Return `function` for CPython, with some that it calls, directly or not, replaced. `also` as of `compiled`."""
+    made: Callable[..., Any] = _Twins(lambda twin, outermost: twin, (*_SEMANTIC, *also), replaced).of(function)
     return made
+
+
+class _Twins:
+    """Functions made of semantic ones: copies whose global names stand for functions made in the same way."""
+
+    def __init__(
+        self, make: Callable[[types.FunctionType, bool], Any], homes: tuple[str, ...], replaced: Replaced
+    ) -> None:
+        self._make = make
+        self._homes = homes
+        self._replaced = replaced
+        self._done: dict[Any, Any] = {}
+
+    def of(self, function: Callable[..., Any], *, outermost: bool = False, itself: bool = False) -> Any:
+        """Return the twin of a semantic function, or of what replaces it, which may call what it replaces: `itself`."""
+        if (function, itself) in self._done:
+            return self._done[function, itself]
+        source = cast(types.FunctionType, function if itself else self._replaced.get(function, function))
+        world = dict(source.__globals__)
+        twin = types.FunctionType(source.__code__, world, source.__name__, source.__defaults__)
+        twin.__kwdefaults__ = source.__kwdefaults__
+        made = self._done[function, itself] = self._make(twin, outermost)
+        calls_itself = None if source is function else function
+        names = source.__code__.co_names
+        for name in names:
+            called = world.get(name)
+            if isinstance(called, types.ModuleType) and f"{called.__name__}.".startswith(self._homes):
+                part = types.ModuleType(called.__name__)
+                for attribute in set(names) & set(vars(called)):
+                    setattr(part, attribute, self._instead(vars(called)[attribute], calls_itself))
+                world[name] = part
+            elif name in world:
+                world[name] = self._instead(called, calls_itself)
+        return made
+
+    def _instead(self, value: Any, as_it_is: Callable[..., Any] | None) -> Any:
+        """Return the twin of a semantic function, of `as_it_is` that of itself; anything else as it is."""
+        if isinstance(value, types.FunctionType) and f"{value.__module__}.".startswith(self._homes):
+            return self.of(value, itself=value is as_it_is)
+        return value
 
 
 def _once(made: Any) -> Any:
@@ -77,10 +111,3 @@ def _wide(argument: Any) -> Any:
     if isinstance(kind, numba.types.Boolean) or (isinstance(kind, numba.types.Integer) and kind.signed):
         return numba.types.int64
     return argument
-
-
-def _twin(value: Any, done: dict[types.FunctionType, Any], boundscheck: bool, homes: tuple[str, ...]) -> Any:
-    """Return a semantic function compiled, anything else as it is."""
-    if isinstance(value, types.FunctionType) and f"{value.__module__}.".startswith(homes):
-        return _compile(value, done, boundscheck, homes)
-    return value
