@@ -51,19 +51,25 @@ def guest_access(world: World, c: int, v: int, el: int, key: int, write: int, va
 
 
 def _trapped(world: World, c: int, v: int, el: int, key: int, write: int, value: int, now: int) -> int:
-    vcpu = world.vcpus[v]
-    vm = world.vms[world.vm_of[v]]
-    vcpu.trapped += 1
     worlds.vcpu_exit(world, c, v)
-    outcome = AGAIN
-    if vm.design == LAZY and vcpu.residency == FREE:
-        worlds.set_guest_ownership(world, c, v, now)
-    elif write == 1:
-        outcome = trapped_write(world, c, v, el, key, value, now)
-    else:
-        outcome = trapped_read(world, c, v, el, key, now)
+    outcome = handle_trap(world, c, v, el, key, write, value, now)
     worlds.vcpu_enter(world, c, v, now)
     return outcome
+
+
+def handle_trap(world: World, c: int, v: int, el: int, key: int, write: int, value: int, now: int) -> int:
+    """Handle an access that has exited (handle_exit()), in the preemptible kernel. Return AGAIN, TRAPPED or its like.
+
+    The thread may have been preempted since the exit, and is on CPU `c` again or now; it may be before the next entry.
+    """
+    vcpu = world.vcpus[v]
+    vcpu.trapped += 1
+    if world.vms[world.vm_of[v]].design == LAZY and vcpu.residency == FREE:
+        worlds.set_guest_ownership(world, c, v, now)
+        return AGAIN
+    if write == 1:
+        return trapped_write(world, c, v, el, key, value, now)
+    return trapped_read(world, c, v, el, key, now)
 
 
 def trapped_read(world: World, c: int, v: int, el: int, key: int, now: int) -> int:
