@@ -75,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     designs = commands.add_parser("designs", help="show the designs of the virtual PMU", description=_DESIGNS)
     designs.add_argument("--json", action="store_true", help="print JSON")
     designs.set_defaults(handler=_show_designs)
+    _add_check(commands.add_parser("check", help="explore every interleaving of a small machine", description=_CHECK))
+    known = commands.add_parser("defects", help="show the catalogue of known defects", description=_DEFECTS)
+    known.add_argument("--check", action="store_true", help="find each, and print how long its shortest trace is")
+    known.add_argument("--json", action="store_true", help="print JSON")
+    known.set_defaults(handler=_defects)
     _add_cores(commands.add_parser("cores", help="show the cores that can be modelled", description=_CORES))
     _add_costs(commands.add_parser("costs", help="show what virtualization costs on a core", description=_COSTS))
     return parser
@@ -229,6 +234,56 @@ def _compare(compare: argparse.ArgumentParser, arguments: argparse.Namespace) ->
 
 
 _DESIGNS = """Show the designs of the virtual PMU side by side (docs/designs.md)."""
+_CHECK = """Explore a small machine: every order in which guests' accesses, instructions, interrupts, entries and exits,
+preemptions and migrations, and the host's perf events can happen, within the preset's budgets. It ends with the first
+property that breaks, told as the shortest trace, or when it has been everywhere (docs/check.md). Exit status: 0 nothing
+breaks, 1 a property breaks, 2 bad input, 130 interrupted by Ctrl-C."""
+EXPLORED = ("partitioned", "lazy")
+EXPLORATIONS = ("tiny", "small", "wide", "fresh", "trapped", "hetero", "icntr")
+"""The presets of check.models, which takes long to import."""
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    check.add_argument("--design", choices=EXPLORED, help="design of the virtual PMU (default: partitioned)")
+    check.add_argument("--preset", choices=EXPLORATIONS, help="which machine (default: tiny)")
+    check.add_argument(
+        "--defect",
+        metavar="NAME",
+        help="with this defect of the catalogue (pmuvisor defects), in its design and preset unless they are given",
+    )
+    check.add_argument("--property", metavar="NAME", help="ask for this property only (default: all)")
+    check.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        type=_file,
+        help="keep in FILE what has been found, every 10 s and at the end, and go on from there if it exists",
+    )
+    check.add_argument("--json", metavar="FILE", type=_file, help="write the result as JSON; FILE -: to stdout")
+    check.set_defaults(handler=functools.partial(_check, check))
+
+
+def _check(check: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    from pmuvisor.check import defects, properties
+    from pmuvisor.lab import checking
+
+    for name, known in (("defect", defects.ALL), ("property", properties.ALL)):
+        names = [each.name for each in known]
+        value = getattr(arguments, name)
+        if value is not None and value not in names:
+            check.error(f"argument --{name}: {value!r}: expected one of {', '.join(names)}")
+    return checking.check(arguments)
+
+
+_DEFECTS = """Show the defects that were made, or caught in review, in the designs that can be explored; each is one
+function in the place of a sound one (docs/check.md). Exit status with --check: 0 all found, 1 some not."""
+
+
+def _defects(arguments: argparse.Namespace) -> int:
+    from pmuvisor.lab import checking
+
+    return checking.show_defects(arguments)
+
+
 _CORES = """List the cores of the data file; or show each figure of one core with its source."""
 
 

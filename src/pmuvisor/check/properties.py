@@ -1,0 +1,253 @@
+"""What must always hold, each property a function that tells whether it does.
+
+`ALL` has them with their sentences, in the order in which a step asks for them. A step asks for what it can have
+changed; the first that does not hold ends an exploration.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from pmuvisor.arch import pmu
+from pmuvisor.arch.sysreg import CYCLE, MDCR_HPMN, PMCR_E
+from pmuvisor.check.state import HostView, Machine
+from pmuvisor.kvm import filters
+from pmuvisor.kvm.vcpu import FREE, GUEST_OWNED, LAZY, Vcpu, Vm
+from pmuvisor.linux import arm_pmuv3
+from pmuvisor.linux.host import NO_TASK, NO_VCPU, STATE_ACTIVE, Cpu
+
+
+class Property(NamedTuple):
+    """A property: its name, its sentence, and where it comes from."""
+
+    name: str
+    sentence: str
+    source: str
+
+
+HPMN_LEGAL = 0
+ISOLATION = 1
+HOST_COUNTS = 2
+HOST_BACK = 3
+GUEST_COUNTS = 4
+FILTERED = 5
+GUEST_REGISTERS = 6
+OVERFLOWS = 7
+DELIVERED = 8
+COSTS_NOTHING = 9
+READS = 10
+
+ALL = (
+    Property("hpmn-legal", "MDCR_EL2.HPMN is always legal for the CPU it is on", "Arm ARM, MDCR_EL2.HPMN"),
+    Property(
+        "isolation",
+        "no guest access changes a host counter, its type, enable, overflow or interrupt state",
+        "Arm ARM, MDCR_EL2.HPMN; partitioning series v7",
+    ),
+    Property(
+        "host-counts",
+        "a host event's count is what happened while it was scheduled",
+        "perf_event_open(2); perf_pmu_resched_update() of the partitioning series",
+    ),
+    Property(
+        "host-back",
+        "where no vCPU is loaded the host has all counters, MDCR_EL2 is its own, and nothing of a guest's is left",
+        "kvm_vcpu_put_pmu() of the partitioning series",
+    ),
+    Property(
+        "guest-counts",
+        "a guest's counters hold what the guest executed at EL1 and EL0 under its filter, wherever the vCPU is",
+        "Arm ARM, CountPMUEvents()",
+    ),
+    Property("filtered", "an event that the VM's filter denies never counts", "KVM_ARM_VCPU_PMU_V3_FILTER"),
+    Property(
+        "guest-registers",
+        "a guest's controls are as it wrote them, wherever the vCPU is",
+        "Arm ARM, PMUv3 registers",
+    ),
+    Property(
+        "overflows",
+        "an overflow of a guest's counter is in that guest's PMOVS, and nothing else is",
+        "Arm ARM, PMOVSSET_EL0; partitioning series v7",
+    ),
+    Property(
+        "delivered",
+        "at each entry the guest's interrupt line has the level of its overflows that are enabled",
+        "kvm_pmu_flush_hwstate(); Arm ARM, CheckPMUOverflowCondition()",
+    ),
+    Property(
+        "costs-nothing",
+        "while a guest has not touched its PMU, lazily nothing is swapped, no counter is taken from the host",
+        "review of the lazy context swaps",
+    ),
+    Property(
+        "reads",
+        "a guest reads what its own PMU would have read, and takes the same exceptions",
+        "Arm ARM, PMUv3 registers",
+    ),
+)
+EVERY = (1 << len(ALL)) - 1
+"""`Machine.asked` for all of them."""
+
+
+# ---- where things are -------------------------------------------------------------------------------------
+
+
+def implemented(vm: Vm) -> int:
+    """Return the guest's counters as a mask."""
+    return ((1 << vm.nr_counters) - 1) | (1 << CYCLE)
+
+
+def is_on_cpu(vcpu: Vcpu) -> bool:
+    """Tell whether the guest's registers are on a CPU, not in memory."""
+    return vcpu.loaded == 1 and vcpu.residency == GUEST_OWNED
+
+
+def cpu_of(m: Machine, v: int) -> int:
+    """Return the CPU where a vCPU's thread is, or was last."""
+    return m.world.host.tasks[m.world.vcpus[v].task].cpu
+
+
+def resident(m: Machine, c: int) -> int:
+    """Return the vCPU whose thread is on CPU `c`, or NO_VCPU."""
+    current = m.world.host.cpus[c].current
+    if current == NO_TASK:
+        return NO_VCPU
+    return m.world.host.tasks[current].preempt_notifier
+
+
+# ---- the host's -------------------------------------------------------------------------------------------
+
+
+def hpmn_is_legal(m: Machine, c: int) -> bool:
+    """HPMN is at most N, and 0 only with FEAT_HPMN0."""
+    pe = m.world.host.cpus[c].pe
+    hpmn = pe.mdcr_el2 & MDCR_HPMN
+    return hpmn <= pe.core.event_counters and (hpmn != 0 or pe.core.hpmn0 == 1)
+
+
+def host_counters(m: Machine, c: int, v: int) -> int:
+    """Return the counters on CPU `c` that are not the guest's of vCPU `v`, which is loaded there."""
+    if m.world.vcpus[v].residency == GUEST_OWNED:
+        return ~implemented(m.world.vms[m.world.vm_of[v]])
+    return -1
+
+
+def view_host(m: Machine, c: int) -> None:
+    """Keep in `Machine.before` what a guest's access must leave alone."""
+    pe = m.world.host.cpus[c].pe
+    for i in range(pe.core.event_counters):
+        m.before.evcntr[i] = pe.evcntr[i]
+        m.before.evtyper[i] = pe.evtyper[i]
+    m.before.icntr = pe.icntr
+    m.before.cnten = pe.cnten
+    m.before.inten = pe.inten
+    m.before.ovs = pe.ovs
+
+
+def is_isolated(m: Machine, c: int, v: int) -> bool:
+    """Nothing of the host's on CPU `c` is other than `view_host` found it."""
+    pe = m.world.host.cpus[c].pe
+    before: HostView = m.before
+    host = host_counters(m, c, v)
+    changed = ((pe.cnten ^ before.cnten) | (pe.inten ^ before.inten) | (pe.ovs ^ before.ovs)) & host
+    changed |= pe.icntr ^ before.icntr
+    for i in range(pe.core.event_counters):
+        mine = -((host >> i) & 1)
+        changed |= ((pe.evcntr[i] ^ before.evcntr[i]) | (pe.evtyper[i] ^ before.evtyper[i])) & mine
+    return changed == 0
+
+
+def counts_of_host_are_exact(m: Machine) -> bool:
+    """Every event's count, with what is still in its counter, is what happened while it was scheduled."""
+    for number in range(len(m.world.host.events)):
+        event = m.world.host.events[number]
+        if event.attached == 1:
+            count = event.count
+            if event.state == STATE_ACTIVE:
+                cpu = m.world.host.cpus[event.cpu]
+                count += (arm_pmuv3.read_counter(cpu, event) - event.prev_count) & arm_pmuv3.max_period(cpu, event)
+            if count != event.seen:
+                return False
+    return True
+
+
+def host_is_whole(m: Machine, c: int) -> bool:
+    """Without a vCPU on it, a CPU is as its host has programmed it."""
+    cpu: Cpu = m.world.host.cpus[c]
+    pe = cpu.pe
+    left_over = (pe.cnten | pe.inten | pe.ovs) & ~cpu.hw.used_mask
+    whole = cpu.hw.cntr_mask == arm_pmuv3.all_counters(cpu) and cpu.hw.guest_resident == 0
+    own = pe.mdcr_el2 == pe.core.event_counters and pe.hdfgrtr_el2 == 0 and pe.hdfgwtr_el2 == 0
+    runs = (pe.pmcr & PMCR_E) == pmu.nonzero(cpu.hw.used_mask)
+    return whole and own and runs and left_over == 0
+
+
+# ---- a guest's --------------------------------------------------------------------------------------------
+
+
+def counts_of_guest_are_exact(m: Machine, v: int, filtered: int) -> bool:
+    """Each counter holds what a PMU's of its own would: those of denied events if `filtered` is 1, else the others."""
+    vcpu, mirror = m.world.vcpus[v], m.mirrors[v].pe
+    vm = m.world.vms[m.world.vm_of[v]]
+    pe = m.world.host.cpus[cpu_of(m, v)].pe
+    on_cpu = is_on_cpu(vcpu)
+    for i in range(vm.nr_counters):
+        value = vcpu.evcntr[i]
+        if on_cpu:
+            value = pe.evcntr[i]
+        denied = 1 - filters.event_allowed(vm, m.mirrors[v].evtyper[i] & pmu.EVENT_FIELD)
+        if value != mirror.evcntr[i] and denied == filtered:
+            return False
+    value = vcpu.ccntr
+    if on_cpu:
+        value = pe.ccntr
+    return filtered == 1 or value == mirror.ccntr
+
+
+def registers_are_the_guests(m: Machine, v: int) -> bool:
+    """PMCNTEN, PMINTEN, PMCR, PMSELR, PMUSERENR and the event types are as the guest has written them."""
+    vcpu, mirror = m.world.vcpus[v], m.mirrors[v]
+    vm = m.world.vms[m.world.vm_of[v]]
+    mine = implemented(vm)
+    changed = vcpu.ccfiltr ^ mirror.pe.ccfiltr
+    for i in range(vm.nr_counters):
+        changed |= vcpu.evtyper[i] ^ mirror.evtyper[i]
+    if is_on_cpu(vcpu):
+        pe = m.world.host.cpus[cpu_of(m, v)].pe
+        changed |= ((pe.cnten ^ mirror.pe.cnten) | (pe.inten ^ mirror.pe.inten)) & mine
+        changed |= (pe.pmcr ^ mirror.pe.pmcr) | (pe.selr ^ mirror.pe.selr) | (pe.userenr ^ mirror.pe.userenr)
+    else:
+        changed |= ((vcpu.cnten ^ mirror.pe.cnten) | (vcpu.inten ^ mirror.pe.inten)) & mine
+        changed |= (vcpu.pmcr ^ mirror.pe.pmcr) | (vcpu.selr ^ mirror.pe.selr) | (vcpu.userenr ^ mirror.pe.userenr)
+    return changed == 0
+
+
+def overflows_are_the_guests(m: Machine, v: int) -> bool:
+    """What the guest's PMOVS shows, in KVM's memory or still in the hardware, is what its counters overflowed."""
+    vcpu = m.world.vcpus[v]
+    ovs = vcpu.ovs
+    if is_on_cpu(vcpu):
+        ovs |= m.world.host.cpus[cpu_of(m, v)].pe.ovs
+    mine = implemented(m.world.vms[m.world.vm_of[v]])
+    return (ovs ^ m.mirrors[v].pe.ovs) & mine == 0
+
+
+def interrupt_is_delivered(m: Machine, v: int) -> bool:
+    """The level of the guest's interrupt line, as set on entry, is that of a PMU of its own."""
+    pe = m.mirrors[v].pe
+    return m.world.vcpus[v].irq_level == pmu.check_for_pmu_overflow(pe)
+
+
+def costs_nothing(m: Machine, v: int) -> bool:
+    """A lazy vCPU whose guest has not touched its PMU is FREE, and its CPU's counters are the host's."""
+    vcpu = m.world.vcpus[v]
+    if vcpu.loaded == 0 or m.mirrors[v].touched == 1 or m.world.vms[m.world.vm_of[v]].design != LAZY:
+        return True
+    cpu = m.world.host.cpus[cpu_of(m, v)]
+    return vcpu.residency == FREE and cpu.hw.cntr_mask == arm_pmuv3.all_counters(cpu)
+
+
+def read_is_right(m: Machine) -> bool:
+    """What the last access read is what it ought to have."""
+    return m.read == m.expected

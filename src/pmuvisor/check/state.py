@@ -1,0 +1,109 @@
+"""What is explored: a host with its VMs, beside each vCPU the PMU that its guest believes to have, and what is left.
+
+`Mirror.pe` is a PMU that nobody shares and nothing virtualizes, with as many counters as the guest has. Every access
+and every instruction of the guest happens to it as well, so that what a guest sees is right where the two are equal.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pmuvisor.arch.pmu import Pe
+from pmuvisor.kvm.world import World
+from pmuvisor.records import U1, U16, U33, U64, Bits, Each, Role, record
+
+# Kinds of actions, with their operands
+ACCESS = 0
+"""The guest on CPU a executes an MRS (c = 0) or MSR (c = 1) of register b, writing d. A trap exits."""
+HANDLE = 1
+"""KVM handles the access that has exited, on CPU a."""
+EXECUTE = 2
+"""An instruction retires on CPU a, at exception level b; it takes a cycle."""
+ENTER = 3
+"""CPU a enters the guest of the vCPU that is loaded there."""
+EXIT = 4
+"""The guest on CPU a is interrupted by something that is not its PMU's."""
+INTERRUPT = 5
+"""CPU a takes PMUIRQ."""
+SWITCH_OUT = 6
+"""The thread on CPU a is preempted: its vCPU is put."""
+SWITCH_IN = 7
+"""The next thread comes to CPU a: its vCPU is loaded."""
+MOVE = 8
+"""A thread that waits on CPU a is moved to CPU b."""
+OPEN = 9
+"""Somebody on the host opens event b."""
+CLOSE = 10
+"""Event b is closed."""
+ROTATE = 11
+"""The multiplexing timer of CPU a fires."""
+WRITE_TYPE = 12
+"""Userspace writes c to PMEVTYPER<b>_EL0 of vCPU a, which is not loaded (KVM_SET_ONE_REG)."""
+KINDS = 13
+
+# Machine.left, by what an action takes of it
+NOTHING = 0
+"""Not counted: such actions bring a finite machine to a finite number of states."""
+ACCESSES = 1
+EXECUTIONS = 2
+SWITCHES = 3
+EVENTS = 4
+SETTINGS = 5
+BUDGETS = 6
+
+GUEST_EL, HOST_EL = 1, 2
+
+NOT_NOW = 0
+"""What a step returns of an action that is not possible in this state, which it has left alone."""
+DONE = 1
+BROKEN = 2
+"""Of one that is done and breaks property p (`properties.ALL`): BROKEN + p."""
+
+
+@record
+class Mirror:
+    """What the guest of one vCPU ought to see."""
+
+    pe: Pe
+    """Its registers; event types as they are to count, those that the VM's filter denies not at all."""
+    evtyper: Annotated[list[int], Each("event_counters", 32)]
+    """The event types as the guest is to read them."""
+    touched: U1
+    """The guest has accessed its PMU since it was reset."""
+    trapped: U1
+    """An access has exited and waits for KVM to handle it."""
+    key: U16
+    write: U1
+    value: U64
+
+
+@record
+class HostView:
+    """What no guest may change, as it was before a guest's access."""
+
+    evcntr: Annotated[list[int], Each("event_counters", "counter_width")]
+    evtyper: Annotated[list[int], Each("event_counters", 64)]
+    icntr: U64
+    cnten: U33
+    inten: U33
+    ovs: U33
+
+
+@record
+class Machine:
+    """The state."""
+
+    world: World
+    mirrors: Annotated[list[Mirror], Each("vcpus")]
+    left: Annotated[list[int], Each(BUDGETS, 8)]
+    """How many actions of each sort may still happen."""
+    asked: U16
+    """Which properties are asked for: bit p for `properties.ALL[p]`."""
+    before: Annotated[HostView, Role.LEDGER]
+    """Scratch of a step."""
+    outcome: Annotated[int, Bits(4), Role.LEDGER]
+    """How the last access went (`access.DIRECT` and its like)."""
+    read: Annotated[int, Bits(64), Role.LEDGER]
+    """What the last access that was a read has read."""
+    expected: Annotated[int, Bits(64), Role.LEDGER]
+    """What it ought to have read."""

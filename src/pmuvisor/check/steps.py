@@ -1,0 +1,456 @@
+"""One step of a small machine: an action happens if it can, and the properties that it could break are asked for.
+
+The rules of semantic code hold: `step` is compiled with all that it calls, and replayed by CPython.
+"""
+
+from __future__ import annotations
+
+from pmuvisor.arch import pmu, traps
+from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
+from pmuvisor.arch.sysreg import CYCLE, FILTER_NSH, FILTER_P, FILTER_U, PMXEVTYPER_EL0, is_pmevtyper
+from pmuvisor.check import properties
+from pmuvisor.check.properties import (
+    COSTS_NOTHING,
+    DELIVERED,
+    FILTERED,
+    GUEST_COUNTS,
+    GUEST_REGISTERS,
+    HOST_BACK,
+    HOST_COUNTS,
+    HPMN_LEGAL,
+    ISOLATION,
+    OVERFLOWS,
+    READS,
+    resident,
+)
+from pmuvisor.check.state import (
+    ACCESS,
+    ACCESSES,
+    BROKEN,
+    CLOSE,
+    DONE,
+    ENTER,
+    EVENTS,
+    EXECUTE,
+    EXECUTIONS,
+    EXIT,
+    GUEST_EL,
+    HANDLE,
+    HOST_EL,
+    INTERRUPT,
+    MOVE,
+    NOT_NOW,
+    OPEN,
+    ROTATE,
+    SETTINGS,
+    SWITCH_IN,
+    SWITCH_OUT,
+    SWITCHES,
+    Machine,
+)
+from pmuvisor.kvm import access, filters
+from pmuvisor.kvm import world as worlds
+from pmuvisor.kvm.vcpu import Vcpu
+from pmuvisor.linux import activity, perf, sched
+from pmuvisor.linux.host import NO_COUNTER, NO_TASK, NO_VCPU, STATE_INACTIVE, PerfEvent
+
+
+def step(m: Machine, kind: int, a: int, b: int, c: int, d: int) -> int:
+    """Let an action happen. Return NOT_NOW, having changed nothing; DONE; or BROKEN + the first property broken."""
+    m.outcome = 0
+    m.read = 0
+    m.expected = 0
+    done = happen(m, kind, a, b, c, d)
+    if done == NOT_NOW:
+        return NOT_NOW
+    result = judge_step(m, kind, a)
+    tidy(m)
+    return result
+
+
+def happen(m: Machine, kind: int, a: int, b: int, c: int, d: int) -> int:
+    """Let an action happen, if it can."""
+    if kind == ACCESS:
+        return guest_accesses(m, a, b, c, d)
+    if kind == HANDLE:
+        return kvm_handles(m, a)
+    if kind == EXECUTE:
+        return instruction_retires(m, a, b)
+    if kind == ENTER:
+        return kvm_enters(m, a)
+    if kind == EXIT:
+        return kvm_exits(m, a)
+    if kind == INTERRUPT:
+        return cpu_interrupted(m, a)
+    return host_acts(m, kind, a, b, c)
+
+
+def host_acts(m: Machine, kind: int, a: int, b: int, c: int) -> int:
+    """Let something happen that the host's scheduler, perf or userspace does."""
+    if kind == SWITCH_OUT:
+        return thread_leaves(m, a)
+    if kind == SWITCH_IN:
+        return thread_comes(m, a)
+    if kind == MOVE:
+        return thread_moves(m, a, b)
+    if kind == OPEN:
+        return event_opens(m, b)
+    if kind == CLOSE:
+        return event_closes(m, b)
+    if kind == ROTATE:
+        return events_rotate(m, a)
+    return type_restored(m, a, b, c)
+
+
+def spend(m: Machine, budget: int) -> int:
+    """Take one from a budget. Return whether there was one."""
+    if m.left[budget] == 0:
+        return 0
+    m.left[budget] -= 1
+    return 1
+
+
+def in_guest(m: Machine, c: int) -> bool:
+    """Tell whether CPU `c` executes a guest."""
+    return m.world.host.cpus[c].pe.tge == 0
+
+
+def can_run(m: Machine, c: int) -> bool:
+    """Tell whether a vCPU is loaded on CPU `c` that can run there, and its exits have been handled."""
+    v = resident(m, c)
+    return v != NO_VCPU and m.world.vcpus[v].unsupported_cpu == 0
+
+
+# ---- the guest --------------------------------------------------------------------------------------------
+
+
+def guest_accesses(m: Machine, c: int, key: int, write: int, value: int) -> int:
+    """The guest on CPU `c` executes an MRS or MSR at EL1: the hardware carries it out, or it exits."""
+    if not in_guest(m, c) or m.left[ACCESSES] == 0:
+        return NOT_NOW
+    v = resident(m, c)
+    mirror = m.mirrors[v]
+    m.left[ACCESSES] -= 1
+    properties.view_host(m, c)
+    if traps.access(m.world.host.cpus[c].pe, GUEST_EL, key, write) == traps.TRAP_EL2:
+        worlds.vcpu_exit(m.world, c, v)
+        mirror.trapped = 1
+        mirror.key = key
+        mirror.write = write
+        mirror.value = value
+        return DONE
+    m.outcome = access.guest_access(m.world, c, v, GUEST_EL, key, write, value, 0)
+    ought_to_access(m, v, key, write, value)
+    return DONE
+
+
+def kvm_handles(m: Machine, c: int) -> int:
+    """KVM handles the access that has exited. A vCPU that has become the owner of its PMU executes it again."""
+    v = resident(m, c)
+    if v == NO_VCPU or m.mirrors[v].trapped == 0:
+        return NOT_NOW
+    mirror = m.mirrors[v]
+    properties.view_host(m, c)
+    mirror.trapped = 0
+    m.outcome = access.handle_trap(m.world, c, v, GUEST_EL, mirror.key, mirror.write, mirror.value, 0)
+    if m.outcome == access.AGAIN:
+        m.left[ACCESSES] += 1
+        mirror.touched = 1
+    else:
+        ought_to_access(m, v, mirror.key, mirror.write, mirror.value)
+    mirror.key = 0
+    mirror.write = 0
+    mirror.value = 0
+    return DONE
+
+
+def ought_to_access(m: Machine, v: int, key: int, write: int, value: int) -> None:
+    """Let the access happen to the PMU that the guest believes to have; keep what was read, and ought to be."""
+    mirror = m.mirrors[v]
+    mirror.touched = 1
+    undefined = m.outcome in (access.UNDEFINED, access.TRAPPED_UNDEFINED)
+    if traps.access(mirror.pe, GUEST_EL, key, write) == traps.UNDEFINED:
+        m.expected = 1
+        m.read = int(undefined)
+    elif undefined:
+        m.read = 1
+    elif write == 0:
+        m.read = m.world.vcpus[v].value
+        m.expected = ought_to_read(m, v, key)
+    elif is_type(key):
+        set_type(m, v, pmu.counter_of(mirror.pe, key), value)
+    else:
+        pmu.write(mirror.pe, GUEST_EL, key, value)
+
+
+def is_type(key: int) -> bool:
+    """Tell whether a register is an event counter's type."""
+    return is_pmevtyper(key) or key == PMXEVTYPER_EL0
+
+
+def ought_to_read(m: Machine, v: int, key: int) -> int:
+    """Return what a guest ought to read: of an event type what it has written, though that does not count."""
+    mirror = m.mirrors[v]
+    if is_type(key):
+        return mirror.evtyper[pmu.counter_of(mirror.pe, key)]
+    return pmu.read(mirror.pe, GUEST_EL, key)
+
+
+def set_type(m: Machine, v: int, i: int, value: int) -> None:
+    """Set an event type of the PMU that a guest believes to have. A denied event counts at no level of the guest."""
+    mirror = m.mirrors[v]
+    value &= pmu.evtyper_bits(mirror.pe, i) & ~(1 << FILTER_NSH) & 0xFFFF_FFFF
+    mirror.evtyper[i] = value
+    mirror.pe.evtyper[i] = value
+    if filters.event_denied(m.world.vms[m.world.vm_of[v]], value & pmu.EVENT_FIELD) == 1:
+        mirror.pe.evtyper[i] = (value & pmu.EVENT_FIELD) | (1 << FILTER_P) | (1 << FILTER_U)
+
+
+def instruction_retires(m: Machine, c: int, el: int) -> int:
+    """An instruction of the guest, or of the host's kernel, retires and takes a cycle."""
+    guest = in_guest(m, c)
+    if guest != (el < HOST_EL) or interrupt_is_overdue(m.world.host.cpus[c].pe):
+        return NOT_NOW
+    if spend(m, EXECUTIONS) == 0:
+        return NOT_NOW
+    count_instruction(m.world.host.cpus[c].pe, el)
+    if guest:
+        count_instruction(m.mirrors[resident(m, c)].pe, el)
+    note(m, c, int(guest), el)
+    return DONE
+
+
+def interrupt_is_overdue(pe: pmu.Pe) -> bool:
+    """Tell whether PMUIRQ has to be taken now: late it may be, but not by half of what a counter holds.
+
+    So much the driver leaves (arm_pmu_event_max_period() >> 1): that later events are not taken for earlier ones.
+    """
+    pending = pmu.overflow_interrupts(pe)
+    half = pe.core.half_mask >> 1
+    for i in range(pe.core.event_counters):
+        if (pending >> i) & 1 == 1 and pe.evcntr[i] & pe.core.half_mask >= half:
+            return True
+    return (pending >> CYCLE) & 1 == 1 and pe.ccntr & pe.core.half_mask >= half
+
+
+def count_instruction(pe: pmu.Pe, el: int) -> None:
+    """One instruction, a branch, and one cycle happen to a PMU."""
+    counting = pmu.count_pmu_events(pe, el)
+    pmu.pmu_event(pe, el, INST_RETIRED, 1)
+    pmu.pmu_event(pe, el, BR_RETIRED, 1)
+    pmu.pmu_event(pe, el, CPU_CYCLES, 1)
+    pmu.increment_cycle_counter(pe, counting, 1)
+
+
+def note(m: Machine, c: int, guest: int, el: int) -> None:
+    """Note in the host's events what they ought to count of it."""
+    host = m.world.host
+    el0 = int(el == 0)
+    for event in (INST_RETIRED, CPU_CYCLES):
+        activity.note_context(host, c, host.cpus[c].ctx, event, guest, el0, 1 - el0)
+        if host.cpus[c].current != NO_TASK:
+            activity.note_context(host, c, host.tasks[host.cpus[c].current].ctx, event, guest, el0, 1 - el0)
+
+
+# ---- KVM --------------------------------------------------------------------------------------------------
+
+
+def kvm_enters(m: Machine, c: int) -> int:
+    """The vCPU that is loaded on CPU `c` enters its guest."""
+    if in_guest(m, c) or not can_run(m, c) or m.mirrors[resident(m, c)].trapped == 1:
+        return NOT_NOW
+    worlds.vcpu_enter(m.world, c, resident(m, c), 0)
+    return DONE
+
+
+def kvm_exits(m: Machine, c: int) -> int:
+    """Something interrupts the guest on CPU `c`."""
+    if not in_guest(m, c):
+        return NOT_NOW
+    worlds.vcpu_exit(m.world, c, resident(m, c))
+    return DONE
+
+
+def cpu_interrupted(m: Machine, c: int) -> int:
+    """PMUIRQ is up on CPU `c`, and is taken: by an exit first where a guest executes."""
+    if pmu.check_for_pmu_overflow(m.world.host.cpus[c].pe) == 0:
+        return NOT_NOW
+    v = resident(m, c)
+    if in_guest(m, c):
+        worlds.vcpu_exit(m.world, c, v)
+    worlds.handle_irq(m.world, c, v)
+    return DONE
+
+
+# ---- the host ---------------------------------------------------------------------------------------------
+
+
+def thread_leaves(m: Machine, c: int) -> int:
+    """The thread on CPU `c` is preempted."""
+    if in_guest(m, c) or m.world.host.cpus[c].current == NO_TASK or spend(m, SWITCHES) == 0:
+        return NOT_NOW
+    worlds.switch_out(m.world, c, 0)
+    return DONE
+
+
+def thread_comes(m: Machine, c: int) -> int:
+    """The next thread comes to CPU `c`, which is idle."""
+    cpu = m.world.host.cpus[c]
+    if cpu.current != NO_TASK or cpu.nr_queued == 0:
+        return NOT_NOW
+    worlds.switch_in(m.world, c, 0)
+    return DONE
+
+
+def thread_moves(m: Machine, c: int, to: int) -> int:
+    """A thread that waits on CPU `c` is moved to CPU `to`."""
+    if m.world.host.cpus[c].nr_queued == 0 or m.left[SWITCHES] == 0:
+        return NOT_NOW
+    number = sched.dequeue_movable(m.world.host, c, to)
+    if number == NO_TASK:
+        return NOT_NOW
+    m.left[SWITCHES] -= 1
+    sched.enqueue_task(m.world.host, to, number)
+    return DONE
+
+
+def event_opens(m: Machine, number: int) -> int:
+    """Somebody opens an event of a CPU that does not execute a guest."""
+    event = m.world.host.events[number]
+    if event.attached == 1 or in_guest(m, event.cpu) or spend(m, EVENTS) == 0:
+        return NOT_NOW
+    perf.perf_install_in_context(m.world.host, number, 0)
+    return DONE
+
+
+def event_closes(m: Machine, number: int) -> int:
+    """Somebody closes it."""
+    event = m.world.host.events[number]
+    if event.attached == 0 or in_guest(m, event.cpu) or spend(m, EVENTS) == 0:
+        return NOT_NOW
+    perf.perf_remove_from_context(m.world.host, number, 0)
+    return DONE
+
+
+def events_rotate(m: Machine, c: int) -> int:
+    """The multiplexing timer fires on CPU `c`, where events wait."""
+    if in_guest(m, c) or m.world.host.cpus[c].ctx.rotate_necessary == 0 or spend(m, EVENTS) == 0:
+        return NOT_NOW
+    perf.perf_rotate_context(m.world.host, c, 0)
+    return DONE
+
+
+def type_restored(m: Machine, v: int, i: int, value: int) -> int:
+    """Userspace restores an event type of a vCPU that is not loaded, be it denied or not."""
+    if m.world.vcpus[v].loaded == 1 or spend(m, SETTINGS) == 0:
+        return NOT_NOW
+    set_type(m, v, i, value)
+    m.world.vcpus[v].evtyper[i] = m.mirrors[v].evtyper[i]
+    return DONE
+
+
+# ---- what must hold ---------------------------------------------------------------------------------------
+
+
+def breaks(m: Machine, number: int, holds: bool) -> bool:
+    """Tell whether a property that is asked for does not hold."""
+    return not holds and (m.asked >> number) & 1 == 1
+
+
+def judge_step(m: Machine, kind: int, a: int) -> int:
+    """Return DONE, or BROKEN + the first property that does not hold after an action of `kind` on `a`."""
+    if kind in (ACCESS, HANDLE):
+        isolated = m.outcome == access.AGAIN or properties.is_isolated(m, a, resident(m, a))
+        if breaks(m, ISOLATION, isolated):
+            return BROKEN + ISOLATION
+        if breaks(m, READS, properties.read_is_right(m)):
+            return BROKEN + READS
+    if kind == ENTER and breaks(m, DELIVERED, properties.interrupt_is_delivered(m, resident(m, a))):
+        return BROKEN + DELIVERED
+    if breaks(m, HOST_COUNTS, properties.counts_of_host_are_exact(m)):
+        return BROKEN + HOST_COUNTS
+    for c in range(len(m.world.host.cpus)):
+        if breaks(m, HPMN_LEGAL, properties.hpmn_is_legal(m, c)):
+            return BROKEN + HPMN_LEGAL
+        if breaks(m, HOST_BACK, resident(m, c) != NO_VCPU or properties.host_is_whole(m, c)):
+            return BROKEN + HOST_BACK
+    for v in range(len(m.world.vcpus)):
+        broken = judge_guest(m, v)
+        if broken != DONE:
+            return broken
+    return DONE
+
+
+def judge_guest(m: Machine, v: int) -> int:
+    """Return DONE, or BROKEN + the first property of a guest that does not hold."""
+    if breaks(m, COSTS_NOTHING, properties.costs_nothing(m, v)):
+        return BROKEN + COSTS_NOTHING
+    if breaks(m, FILTERED, properties.counts_of_guest_are_exact(m, v, 1)):
+        return BROKEN + FILTERED
+    if breaks(m, GUEST_COUNTS, properties.counts_of_guest_are_exact(m, v, 0)):
+        return BROKEN + GUEST_COUNTS
+    if breaks(m, GUEST_REGISTERS, properties.registers_are_the_guests(m, v)):
+        return BROKEN + GUEST_REGISTERS
+    if breaks(m, OVERFLOWS, properties.overflows_are_the_guests(m, v)):
+        return BROKEN + OVERFLOWS
+    return DONE
+
+
+# ---- one state, one record --------------------------------------------------------------------------------
+
+
+def tidy(m: Machine) -> None:
+    """Give what nobody will ever look at one value, so that equal states are equal records."""
+    host = m.world.host
+    for c in range(len(host.cpus)):
+        cpu = host.cpus[c]
+        if cpu.nr_queued == 0:
+            cpu.first = NO_TASK
+            cpu.last = NO_TASK
+        if resident(m, c) == NO_VCPU:
+            forget_host(m, c)
+    for number in range(len(host.tasks)):
+        if host.cpus[host.tasks[number].cpu].current == number:
+            host.tasks[number].next = NO_TASK
+    for v in range(len(m.world.vcpus)):
+        m.world.vcpus[v].value = 0
+        forget_loaded(m.world.vcpus[v])
+    for number in range(len(host.events)):
+        forget_event(host.events[number])
+
+
+def forget_event(event: PerfEvent) -> None:
+    """Nobody looks at what a closed event has counted, nor at how many samples an open one has taken."""
+    event.true = 0
+    event.samples = 0
+    if event.attached == 0:
+        event.state = STATE_INACTIVE
+        event.idx = NO_COUNTER
+        event.count = 0
+        event.seen = 0
+        event.prev_count = 0
+        event.period_left = 0
+
+
+def forget_host(m: Machine, c: int) -> None:
+    """No vCPU is loaded on CPU `c`: what the host needed back has been given back."""
+    saved = m.world.saved[c]
+    saved.pmcr = 0
+    saved.selr = 0
+    saved.userenr = 0
+    saved.mdcr_el2 = 0
+
+
+def forget_loaded(vcpu: Vcpu) -> None:
+    """A vCPU whose registers are on a CPU has none in memory: they will be written before they are read."""
+    if properties.is_on_cpu(vcpu):
+        vcpu.pmcr = 0
+        vcpu.cnten = 0
+        vcpu.inten = 0
+        vcpu.selr = 0
+        vcpu.userenr = 0
+        vcpu.ccntr = 0
+        for i in range(len(vcpu.evcntr)):
+            vcpu.evcntr[i] = 0
+    else:
+        vcpu.unsupported_cpu = vcpu.unsupported_cpu & vcpu.loaded

@@ -1,0 +1,217 @@
+"""`pmuvisor check` and `pmuvisor defects`: explorations at a terminal, what they find, and the catalogue."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+from pmuvisor.check import defects, plain, properties, story
+from pmuvisor.check.defects import Defect
+from pmuvisor.check.explore import CheckpointError, Exploration
+from pmuvisor.check.found import Result
+from pmuvisor.check.models import PRESETS
+from pmuvisor.compiled import Replaced
+from pmuvisor.lab import tables
+from pmuvisor.lab.run import RequestError
+from pmuvisor.lab.tables import WIDTH
+from pmuvisor.lab.terminal import check_writable, ctrl_c, whole_file, write_whole
+
+_PROGRESS_SECONDS = 0.2
+_CHECKPOINT_SECONDS = 10
+PLAIN_STATES = 3_000
+"""States in which a defect is sought by CPython, some seconds, before anything is compiled."""
+INTERRUPTED = 130
+_NAMES = [of.name for of in properties.ALL]
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Explore, and print what was found; return the exit status. Raises RequestError."""
+    defect = _named(arguments.defect)
+    design = arguments.design or (defect.design if defect else "partitioned")
+    preset = PRESETS[arguments.preset or (defect.preset if defect else "tiny")]
+    asked = properties.EVERY if arguments.property is None else 1 << _NAMES.index(arguments.property)
+    to_stdout = arguments.json == "-"
+    report = None if arguments.json is None or to_stdout else Path(arguments.json)
+    checkpoint = None if arguments.checkpoint is None else Path(arguments.checkpoint)
+    for path, option in ((report, "json"), (checkpoint, "checkpoint")):
+        if path is not None:
+            check_writable(path, option)
+    exploration = Exploration(preset, design, _replaced(defect), asked)
+    if checkpoint is not None and checkpoint.exists():
+        _resume(exploration, checkpoint)
+    result = _explore(exploration, checkpoint, defect)
+    people = sys.stderr if to_stdout else sys.stdout
+    lines = story.tell(exploration, result.violation) if result.violation else []
+    print(_title(exploration, defect), file=people)
+    print(*_told(lines), sep="\n", end="\n" if lines else "", file=people)
+    tables.show(_table(result), people)
+    content = json.dumps(_as_json(exploration, result), indent=1) + "\n"
+    if to_stdout:
+        sys.stdout.write(content)
+    elif report is not None:
+        write_whole(report, content.encode())
+    if result.violation is not None:
+        return 1
+    return 0 if result.complete else INTERRUPTED
+
+
+def _resume(exploration: Exploration, path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            exploration.resume(file)
+    except (CheckpointError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RequestError(f"checkpoint: {path}: {why}: expected a checkpoint of this exploration") from None
+
+
+def _explore(exploration: Exploration, checkpoint: Path | None, defect: Defect | None) -> Result:
+    """Run an exploration, with the checkpoint as its memory. A defect is sought without compiling anything first."""
+    if defect is not None and checkpoint is None:
+        _say("looking without compiling")
+        found = plain.explore(
+            exploration.preset, exploration.design, _replaced(defect), exploration.asked, PLAIN_STATES
+        )
+        _say("")
+        if found.violation is not None or found.complete:
+            return found
+    _say("compiling, a minute, unless it has been kept from the last time")
+    with ctrl_c() as started:
+        started(exploration)
+        result = exploration.run(_Progress(exploration, checkpoint))
+    _say("")
+    if checkpoint is not None:
+        _save(exploration, checkpoint)
+    return result
+
+
+def _save(exploration: Exploration, path: Path) -> None:
+    with whole_file(path) as file:
+        exploration.save(file)
+
+
+def _named(name: str | None) -> Defect | None:
+    return None if name is None else next(defect for defect in defects.ALL if defect.name == name)
+
+
+def _replaced(defect: Defect | None) -> Replaced | None:
+    return None if defect is None else {defect.sound: defect.defective}
+
+
+def _title(exploration: Exploration, defect: Defect | None) -> str:
+    preset = exploration.preset
+    words = f"{exploration.design}, {preset.name}: {_count(preset.cpus, 'CPU')}, {_count(preset.vcpus, 'vCPU')}"
+    return words if defect is None else textwrap.fill(f"{words}; with the defect {defect.name}", WIDTH)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _told(lines: list[str]) -> list[str]:
+    told: list[str] = []
+    for line in lines:
+        indent = " " * (len(line) - len(line.lstrip()) + 5)
+        told += textwrap.wrap(line, WIDTH, subsequent_indent=indent, drop_whitespace=True) or [""]
+    return told
+
+
+def _table(result: Result) -> Any:
+    found = "yes" if result.complete else "a property breaks" if result.violation else "no, interrupted"
+    rate = result.states / result.seconds if result.seconds else 0.0
+    rows = [
+        ("distinct states", f"{result.states:,}"),
+        ("transitions", f"{result.transitions:,}"),
+        ("depth", f"{result.depth}"),
+        ("complete", found),
+        ("seconds", f"{result.seconds:.1f}"),
+        ("states a second", f"{rate:,.0f}"),
+        ("bits of a state", f"{result.state_bits}"),
+        ("memory", f"{result.bytes_used / (1 << 20):,.0f} MiB"),
+    ]
+    return tables.table(("explored", ""), rows)
+
+
+def _as_json(exploration: Exploration, result: Result) -> dict[str, object]:
+    violation = result.violation
+    broken = None
+    if violation is not None:
+        broken = {
+            "property": properties.ALL[violation.property].name,
+            "trace": [exploration.actions[action].words for action in violation.actions],
+        }
+    return {
+        "design": exploration.design,
+        "preset": exploration.preset.name,
+        "states": result.states,
+        "transitions": result.transitions,
+        "depth": result.depth,
+        "complete": result.complete,
+        "seconds": result.seconds,
+        "violation": broken,
+    }
+
+
+class _Progress:
+    """Says on a terminal how far an exploration is, and keeps its checkpoint."""
+
+    def __init__(self, exploration: Exploration, checkpoint: Path | None) -> None:
+        self._exploration, self._checkpoint = exploration, checkpoint
+        self._shown_at = self._saved_at = time.monotonic()
+
+    def __call__(self, so_far: Result) -> None:
+        if self._checkpoint is not None and time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS:
+            _save(self._exploration, self._checkpoint)
+            self._saved_at = time.monotonic()
+        if time.monotonic() - self._shown_at > _PROGRESS_SECONDS:
+            self._shown_at = time.monotonic()
+            rate = so_far.states / so_far.seconds
+            memory = so_far.bytes_used / (1 << 20)
+            _say(f"{so_far.states:,} states, depth {so_far.depth}, {rate:,.0f} a second, {memory:,.0f} MiB")
+
+
+def _say(what: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+
+
+# ---- the catalogue ----------------------------------------------------------------------------------------
+
+
+def show_defects(arguments: argparse.Namespace) -> int:
+    """Print the catalogue, or find every defect in it; return the exit status."""
+    found = [_find(defect) for defect in defects.ALL] if arguments.check else []
+    if arguments.json:
+        rows: list[dict[str, object]] = [
+            {"name": d.name, "source": d.source, "effect": d.effect, "design": d.design} for d in defects.ALL
+        ]
+        for row, (name, length) in zip(rows, found, strict=False):
+            row |= {"property": name, "trace_length": length}
+        json.dump({"defects": rows}, sys.stdout, indent=1)
+        print()
+    elif arguments.check:
+        cells = [
+            (d.name, d.design, name, str(length) if length else "not found")
+            for d, (name, length) in zip(defects.ALL, found, strict=True)
+        ]
+        tables.show(tables.table(("defect", "design", "breaks", "steps"), cells), sys.stdout)
+    else:
+        for defect in defects.ALL:
+            print(f"{defect.name} ({defect.design})")
+            for words in (defect.effect, f"Source: {defect.source}"):
+                print(textwrap.fill(words, WIDTH, initial_indent="  ", subsequent_indent="  "))
+    return int(any(length == 0 for _, length in found))
+
+
+def _find(defect: Defect) -> tuple[str, int]:
+    """Return the property that a defect breaks, and the steps of the shortest way; 0 where none is found."""
+    _say(defect.name)
+    found = plain.explore(PRESETS[defect.preset], defect.design, _replaced(defect))
+    _say("")
+    if found.violation is None:
+        return "-", 0
+    return properties.ALL[found.violation.property].name, len(found.violation.actions)
