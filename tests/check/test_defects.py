@@ -30,6 +30,7 @@ BREAKS = {
     "lazy-no-upfront-load": "guest-counts",
     "lazy-zero-not-free": "costs-nothing",
     "fast-path-before-load": "isolation",
+    "handled-on-unsupported-cpu": "isolation",
     "hpmn-not-sanitised": "hpmn-legal",
     "hpmn-zero": "hpmn-legal",
     "hpme-clear": "host-counts",

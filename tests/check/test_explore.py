@@ -43,21 +43,22 @@ def test_tiny_is_explored_completely_and_has_ten_thousand_states(design: str) ->
 
 
 @pytest.mark.parametrize("design", DESIGNS)
-def test_random_walks_keep_every_integer_within_its_width(design: str) -> None:
-    preset = PRESETS["wide"]
+@pytest.mark.parametrize("name", PRESETS)
+def test_long_random_walks_break_nothing_and_keep_every_integer_within_its_width(design: str, name: str) -> None:
+    preset = PRESETS[name]
     actions = models.actions(preset)
     happened = set()
-    for seed in range(20):
+    for seed in range(60):
         rng = random.Random(seed)
         m = models.machine(preset, models.DESIGNS[design])
-        m.left[1:] = [40] * 5
+        m.left[1:] = [60] * 5
         for _ in range(300):
             action = rng.choice(actions)
             result = steps.step(m, *action.operands)
             assert result in (NOT_NOW, DONE), (seed, action.words, properties.ALL[result - 2])
             happened |= {action.operands[0]} if result else set()
         records.check_widths(m, models.sizes(preset))
-    assert happened == set(range(13)) - {11}, "all kinds of actions but rotation, for which no event has to wait"
+    assert happened >= set(range(8)), "accesses and their handling, instructions, entries, exits, interrupts, switches"
 
 
 def test_an_action_that_is_not_possible_changes_nothing() -> None:

@@ -185,7 +185,7 @@ def lazy_zero_not_free(vm: Vm, vcpu: Vcpu) -> int:
     return GUEST_OWNED
 
 
-def fast_path_before_load(world: World, c: int, v: int, el: int, key: int, write: int, value: int, now: int) -> int:
+def handled_on_what_is_there(world: World, c: int, v: int, el: int, key: int, write: int, value: int, now: int) -> int:
     """The handler of an access works on the CPU's registers whether or not the guest's have been loaded."""
     world.vcpus[v].trapped += 1
     if write == 1:
@@ -334,11 +334,20 @@ ALL = (
     Defect(
         "fast-path-before-load",
         access.handle_trap,
-        fast_path_before_load,
+        handled_on_what_is_there,
         LAZY_REVIEW,
         "a guest's first access acts on the host's registers",
         "lazy",
         "fresh",
+    ),
+    Defect(
+        "handled-on-unsupported-cpu",
+        access.handle_trap,
+        handled_on_what_is_there,
+        f"{PARTITIONING}, v7, whose handlers do not ask; found by this exploration",
+        "a thread that moves between a guest's access and its handling writes another CPU's host counters",
+        "partitioned",
+        "hetero",
     ),
     Defect(
         "hpmn-not-sanitised",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pmuvisor.arch import pmu, traps
 from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
-from pmuvisor.arch.sysreg import CYCLE, FILTER_NSH, FILTER_P, FILTER_U, PMXEVTYPER_EL0, is_pmevtyper
+from pmuvisor.arch.sysreg import CYCLE, FILTER_NSH, FILTER_P, FILTER_U, INSTRUCTION, PMXEVTYPER_EL0, is_pmevtyper
 from pmuvisor.check import properties
 from pmuvisor.check.properties import (
     COSTS_NOTHING,
@@ -191,14 +191,21 @@ def is_type(key: int) -> bool:
 def ought_to_read(m: Machine, v: int, key: int) -> int:
     """Return what a guest ought to read: of an event type what it has written, though that does not count."""
     mirror = m.mirrors[v]
-    if is_type(key):
-        return mirror.evtyper[pmu.counter_of(mirror.pe, key)]
+    i = pmu.counter_of(mirror.pe, key)
+    if is_type(key) and i != CYCLE:
+        return mirror.evtyper[i]
     return pmu.read(mirror.pe, GUEST_EL, key)
 
 
 def set_type(m: Machine, v: int, i: int, value: int) -> None:
-    """Set an event type of the PMU that a guest believes to have. A denied event counts at no level of the guest."""
+    """Set an event type of the PMU that a guest believes to have, or its cycle counter's filter where `i` is CYCLE.
+
+    A denied event counts at no level of the guest.
+    """
     mirror = m.mirrors[v]
+    if i == CYCLE:
+        mirror.pe.ccfiltr = value & pmu.filter_bits(mirror.pe) & ~(1 << FILTER_NSH)
+        return
     value &= pmu.evtyper_bits(mirror.pe, i) & ~(1 << FILTER_NSH) & 0xFFFF_FFFF
     mirror.evtyper[i] = value
     mirror.pe.evtyper[i] = value
@@ -230,6 +237,8 @@ def interrupt_is_overdue(pe: pmu.Pe) -> bool:
     for i in range(pe.core.event_counters):
         if (pending >> i) & 1 == 1 and pe.evcntr[i] & pe.core.half_mask >= half:
             return True
+    if (pending >> INSTRUCTION) & 1 == 1 and pe.icntr & pe.core.half_mask >= half:
+        return True
     return (pending >> CYCLE) & 1 == 1 and pe.ccntr & pe.core.half_mask >= half
 
 

@@ -61,10 +61,15 @@ def handle_trap(world: World, c: int, v: int, el: int, key: int, write: int, val
     """Handle an access that has exited (handle_exit()), in the preemptible kernel. Return AGAIN, TRAPPED or its like.
 
     The thread may have been preempted since the exit, and is on CPU `c` again or now; it may be before the next entry.
+    A choice, which the series does not make: where CPU `c` cannot run the vCPU, nothing of the guest's is in its
+    registers, and a handler would work on the host's. The access is left alone, for the guest to execute again.
     """
     vcpu = world.vcpus[v]
+    vm = world.vms[world.vm_of[v]]
     vcpu.trapped += 1
-    if world.vms[world.vm_of[v]].design == LAZY and vcpu.residency == FREE:
+    if vcpu.unsupported_cpu == 1 and not worlds.is_emulated(vm):
+        return AGAIN
+    if vm.design == LAZY and vcpu.residency == FREE:
         worlds.set_guest_ownership(world, c, v, now)
         return AGAIN
     if write == 1:
