@@ -17,9 +17,10 @@ from pmuvisor.check.found import Result
 from pmuvisor.check.models import PRESETS
 from pmuvisor.compiled import Replaced
 from pmuvisor.lab import tables
+from pmuvisor.lab.report import count
 from pmuvisor.lab.run import RequestError
 from pmuvisor.lab.tables import WIDTH
-from pmuvisor.lab.terminal import check_writable, ctrl_c, whole_file, write_whole
+from pmuvisor.lab.terminal import check_writable, ctrl_c, where_to, whole_file, write_result
 
 _PROGRESS_SECONDS = 0.2
 _CHECKPOINT_SECONDS = 10
@@ -35,26 +36,21 @@ def check(arguments: argparse.Namespace) -> int:
     design = arguments.design or (defect.design if defect else "partitioned")
     preset = PRESETS[arguments.preset or (defect.preset if defect else "tiny")]
     asked = properties.EVERY if arguments.property is None else 1 << _NAMES.index(arguments.property)
-    to_stdout = arguments.json == "-"
-    report = None if arguments.json is None or to_stdout else Path(arguments.json)
+    path, people = where_to(arguments.json)
     checkpoint = None if arguments.checkpoint is None else Path(arguments.checkpoint)
-    for path, option in ((report, "json"), (checkpoint, "checkpoint")):
-        if path is not None:
-            check_writable(path, option)
+    if checkpoint is not None:
+        check_writable(checkpoint, "checkpoint")
     exploration = Exploration(preset, design, _replaced(defect), asked)
     if checkpoint is not None and checkpoint.exists():
         _resume(exploration, checkpoint)
     result = _explore(exploration, checkpoint, defect)
-    people = sys.stderr if to_stdout else sys.stdout
     lines = story.tell(exploration, result.violation) if result.violation else []
-    print(_title(exploration, defect), file=people)
-    print(*_told(lines), sep="\n", end="\n" if lines else "", file=people)
-    tables.show(_table(result), people)
-    content = json.dumps(_as_json(exploration, result), indent=1) + "\n"
-    if to_stdout:
-        sys.stdout.write(content)
-    elif report is not None:
-        write_whole(report, content.encode())
+
+    def show() -> None:
+        print(_title(exploration, defect), *_told(lines), sep="\n", file=people)
+        tables.show(_table(result), people)
+
+    write_result(_as_json(exploration, result), arguments.json, path, show)
     if result.violation is not None:
         return 1
     return 0 if result.complete else INTERRUPTED
@@ -104,12 +100,8 @@ def _replaced(defect: Defect | None) -> Replaced | None:
 
 def _title(exploration: Exploration, defect: Defect | None) -> str:
     preset = exploration.preset
-    words = f"{exploration.design}, {preset.name}: {_count(preset.cpus, 'CPU')}, {_count(preset.vcpus, 'vCPU')}"
+    words = f"{exploration.design}, {preset.name}: {count(preset.cpus, 'CPU')}, {count(preset.vcpus, 'vCPU')}"
     return words if defect is None else textwrap.fill(f"{words}; with the defect {defect.name}", WIDTH)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _told(lines: list[str]) -> list[str]:

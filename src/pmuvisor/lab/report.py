@@ -74,12 +74,13 @@ def _setting(result: Result) -> str:
     if result.design in ("partitioned", "lazy"):
         traps = f" {'with' if result.fgt else 'without'} fine-grained traps"
     return (
-        f"{result.design}{traps}, core {result.core}, {_count(result.vcpus, 'vCPU')}, {result.counters} of "
-        f"{_count(result.host_counters, 'event counter')}"
+        f"{result.design}{traps}, core {result.core}, {count(result.vcpus, 'vCPU')}, {result.counters} of "
+        f"{count(result.host_counters, 'event counter')}"
     )
 
 
-def _count(n: int, what: str) -> str:
+def count(n: int, what: str) -> str:
+    """Return a number of things in words: "1 vCPU", "2 vCPUs"."""
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 

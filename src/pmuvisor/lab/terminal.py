@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     request = request_of(arguments, arguments.design)
     if request.command and arguments.json != "-":
         request = dataclasses.replace(request, terminal=_terminal())
-    path, people = _where_to(arguments.json)
+    path, people = where_to(arguments.json)
     trace = _path(arguments.spe_out)
     if trace is not None:
         check_writable(trace, "spe-out")
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if trace is not None:
         with whole_file(trace) as file:
             kept.write(file, request.vcpus, request.guest, request.core.midr)
-    _write(result.as_json(), arguments.json, path, lambda: report.show(result, tables))
+    write_result(result.as_json(), arguments.json, path, lambda: report.show(result, tables))
     if trace is not None:
         print(f"\n{kept.told(trace)}", file=tables)
     return _status(result)
@@ -117,7 +117,7 @@ def run_scenario(arguments: argparse.Namespace) -> int:
     table = cost_table(arguments.costs)
     if arguments.costs is not None and all(vm.activity is not None for vm in scenario.vms):
         raise RequestError(f"costs: {arguments.guest} has no guest with code: expected one, to feel what they cost")
-    path, people = _where_to(arguments.json)
+    path, people = where_to(arguments.json)
     screen = _Screen(scenario, people)
     with ctrl_c() as started:
         if arguments.compile:
@@ -126,7 +126,7 @@ def run_scenario(arguments: argparse.Namespace) -> int:
         started(hosting)
         result = hosting.run(screen.progress)
     screen.close()
-    _write(result.as_json(), arguments.json, path, lambda: hosting_report.show(result, people))
+    write_result(result.as_json(), arguments.json, path, lambda: hosting_report.show(result, people))
     return _scenario_status(result)
 
 
@@ -137,7 +137,7 @@ def _scenario_status(result: HostingResult) -> int:
     return 0 if all(vm.status in fine and not vm.panic for vm in result.vms) else 1
 
 
-def _where_to(name: str | None) -> tuple[Path | None, TextIO]:
+def where_to(name: str | None) -> tuple[Path | None, TextIO]:
     """Return the file for JSON, if there is to be one, and where what is for people goes."""
     path = None if name == "-" else _path(name)
     if path is not None:
@@ -145,7 +145,7 @@ def _where_to(name: str | None) -> tuple[Path | None, TextIO]:
     return path, sys.stderr if name == "-" else sys.stdout
 
 
-def _write(result: dict[str, Any], name: str | None, path: Path | None, show: Callable[[], None]) -> None:
+def write_result(result: dict[str, Any], name: str | None, path: Path | None, show: Callable[[], None]) -> None:
     """Write the JSON, to a file first and to stdout last; `show` prints what is for people."""
     if path is not None:
         write_whole(path, json.dumps(result, indent=1).encode() + b"\n")
