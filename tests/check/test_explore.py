@@ -51,7 +51,7 @@ def test_long_random_walks_break_nothing_and_keep_every_integer_within_its_width
     for seed in range(60):
         rng = random.Random(seed)
         m = models.machine(preset, models.DESIGNS[design])
-        m.left[1:] = [60] * 5
+        m.left[:] = [60] * 5
         for _ in range(300):
             action = rng.choice(actions)
             result = steps.step(m, *action.operands)

@@ -20,7 +20,7 @@ from pmuvisor.check import models, packing, properties, search, steps
 from pmuvisor.check.found import HERE, Result, Violation
 from pmuvisor.check.models import Action, Preset
 from pmuvisor.check.packing import Plan, Workspace
-from pmuvisor.check.state import BROKEN, Machine
+from pmuvisor.check.state import BROKEN, DONE, Machine
 from pmuvisor.compiled import Replaced, compiled, substituted
 
 FIRST_ROOM = 1 << 14
@@ -96,7 +96,9 @@ class Exploration:
             *(self._states, self._parents, self._causes, self._table, self._at),
         )
         if found == search.VIOLATED:
-            return self._replayed(Violation(int(self._at[5]), self._way_to(int(self._at[0]), int(self._at[4]))))
+            violation = Violation(int(self._at[5]), self._way_to(int(self._at[0]), int(self._at[4])))
+            self.replay(violation)
+            return violation
         if found == search.WIDER:
             self._widen()
         elif found == search.FULL:
@@ -121,11 +123,13 @@ class Exploration:
         self._index(len(self._table))
 
     def _grow(self) -> None:
-        room = min(2 * len(self._states), MOST_STATES)
+        self._make_room(min(2 * len(self._states), MOST_STATES))
+        self._index(4 * len(self._states))
+
+    def _make_room(self, room: int) -> None:
         self._states = _longer(self._states, room)
         self._parents = _longer(self._parents, room)
         self._causes = _longer(self._causes, room)
-        self._index(4 * room)
 
     def _index(self, length: int) -> None:
         self._table = np.full(length, -1, np.int32)
@@ -177,8 +181,7 @@ class Exploration:
         room = FIRST_ROOM
         while room < 2 * count:
             room *= 2
-        self._states, self._parents = _longer(self._states, room), _longer(self._parents, room)
-        self._causes = _longer(self._causes, room)
+        self._make_room(room)
 
     def _checked(self, found: dict[str, npt.NDArray[Any]]) -> int:
         """Return how many states a checkpoint has. Raises CheckpointError unless all in it is as `save` writes it."""
@@ -224,15 +227,11 @@ class Exploration:
         trail = [records.copy(m)]
         for number, action in enumerate(violation.actions, 1):
             result = step(m, *self.actions[action].operands)
-            last = number == len(violation.actions)
-            if (result == BROKEN + violation.property) != last or result == 0 or (not last and result >= BROKEN):
+            expected = BROKEN + violation.property if number == len(violation.actions) else DONE
+            if result != expected:
                 raise ReplayError(f"step {number}, {self.actions[action].words}: {result}")
             trail.append(records.copy(m))
         return trail
-
-    def _replayed(self, violation: Violation) -> Violation:
-        self.replay(violation)
-        return violation
 
 
 def _longer(array: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:

@@ -42,9 +42,7 @@ class HostEvent:
 
     cpu: int
     config: int
-    exclude_guest: int = 0
     period: int = 0
-    pinned: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +79,9 @@ class Preset:
     @property
     def budgets(self) -> tuple[int, ...]:
         """Return `Machine.left` at the beginning."""
-        return 0, self.accesses, self.executions, self.switches, self.openings, self.settings
+        return self.accesses, self.executions, self.switches, self.openings, self.settings
 
 
-READS = ("PMCR_EL0", "PMCNTENSET_EL0", "PMOVSCLR_EL0", "PMEVCNTR0_EL0", "PMCCNTR_EL0", "PMEVTYPER0_EL0")
 FEW = (
     ("PMCNTENSET_EL0", CYCLE | 1),
     ("PMCNTENCLR_EL0", CYCLE | 3),
@@ -96,7 +93,7 @@ FEW = (
 )
 MANY = (
     *FEW,
-    *((name, None) for name in READS[:3]),
+    *((name, None) for name in ("PMCR_EL0", "PMCNTENSET_EL0", "PMOVSCLR_EL0")),
     ("PMINTENSET_EL1", CYCLE | 1),
     ("PMINTENCLR_EL1", CYCLE | 3),
     ("PMOVSSET_EL0", CYCLE | 1),
@@ -162,9 +159,8 @@ def machine(preset: Preset, design: int, asked: int = properties.EVERY) -> Machi
         worlds.boot_cpu(m.world.host.cpus[c], _pe(preset, preset.counters[c]), number)
     for number, of in enumerate(preset.events):
         event = m.world.host.events[number]
-        event.cpu, event.task, event.config, event.exclude_guest = of.cpu, NO_TASK, of.config, of.exclude_guest
+        event.cpu, event.task, event.config, event.sample_period = of.cpu, NO_TASK, of.config, of.period
         event.pmu = m.world.host.cpus[of.cpu].pmu
-        event.sample_period, event.pinned = of.period, of.pinned
         event.leader, event.next_sibling, event.idx, event.state = number, NO_EVENT, NO_COUNTER, STATE_INACTIVE
     for v in range(preset.vcpus):
         _begin_vcpu(m, preset, v)

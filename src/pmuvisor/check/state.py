@@ -39,17 +39,14 @@ ROTATE = 11
 """The multiplexing timer of CPU a fires."""
 WRITE_TYPE = 12
 """Userspace writes c to PMEVTYPER<b>_EL0 of vCPU a, which is not loaded (KVM_SET_ONE_REG)."""
-KINDS = 13
 
 # Machine.left, by what an action takes of it
-NOTHING = 0
-"""Not counted: such actions bring a finite machine to a finite number of states."""
-ACCESSES = 1
-EXECUTIONS = 2
-SWITCHES = 3
-EVENTS = 4
-SETTINGS = 5
-BUDGETS = 6
+ACCESSES = 0
+EXECUTIONS = 1
+SWITCHES = 2
+EVENTS = 3
+SETTINGS = 4
+BUDGETS = 5
 
 GUEST_EL, HOST_EL = 1, 2
 

@@ -115,12 +115,6 @@ def in_guest(m: Machine, c: int) -> bool:
     return m.world.host.cpus[c].pe.tge == 0
 
 
-def can_run(m: Machine, c: int) -> bool:
-    """Tell whether a vCPU is loaded on CPU `c` that can run there, and its exits have been handled."""
-    v = resident(m, c)
-    return v != NO_VCPU and m.world.vcpus[v].unsupported_cpu == 0
-
-
 # ---- the guest --------------------------------------------------------------------------------------------
 
 
@@ -266,9 +260,10 @@ def note(m: Machine, c: int, guest: int, el: int) -> None:
 
 def kvm_enters(m: Machine, c: int) -> int:
     """The vCPU that is loaded on CPU `c` enters its guest."""
-    if in_guest(m, c) or not can_run(m, c) or m.mirrors[resident(m, c)].trapped == 1:
+    v = resident(m, c)
+    if in_guest(m, c) or v == NO_VCPU or m.world.vcpus[v].unsupported_cpu == 1 or m.mirrors[v].trapped == 1:
         return NOT_NOW
-    worlds.vcpu_enter(m.world, c, resident(m, c), 0)
+    worlds.vcpu_enter(m.world, c, v, 0)
     return DONE
 
 
