@@ -529,7 +529,8 @@ class Machine:
         if cpu.spe.needs_service():
             cpu.exits["irq"] += 1
             cpu.spe.exit_and_enter(cpu.pmu.now())
-        cpu.spe.after()
+        else:
+            cpu.spe.after()
 
     def _wait(self, cpu: BoardCpu) -> None:
         """WFI exits; the vCPU's thread is scheduled out unless an interrupt is there already."""
