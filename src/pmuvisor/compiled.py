@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import numba
 
+from pmuvisor.numba_whole import Part, Whole
+
 _SEMANTIC = ("pmuvisor.arch.", "pmuvisor.linux.", "pmuvisor.kvm.")
 
 
@@ -25,7 +27,7 @@ def compiled(
     *,
     boundscheck: bool = False,
     also: tuple[str, ...] = (),
-    cache: bool = False,
+    cache: bool | str = False,
     replaced: Replaced | None = None,
 ) -> Any:
     """Return `function` compiled in numba's nopython mode, with `replaced` in the place of others.
@@ -33,13 +35,20 @@ def compiled(
     `boundscheck` makes an index out of range an IndexError, for tests. `also` names further modules, outside
     of arch/, linux/ and kvm/, whose functions are semantic code too. `cache` keeps the machine code of `function`, and
     in it that of all it calls, in numba's folder (see `numba_cache.use`), whose name knows our sources but neither of a
-    function replaced nor of `boundscheck`: ValueError for it with either.
+    function replaced nor of `boundscheck`: with either it is a name for what is kept. ValueError for True with either.
+    It runs without CPython's global lock: several threads can, each on a state of its own.
     """
-    if cache and (boundscheck or replaced):
-        raise ValueError("cache: expected neither boundscheck nor replaced with it")
+    if cache is True and (boundscheck or replaced):
+        raise ValueError("cache: expected a name with boundscheck or replaced")
 
     def make(twin: types.FunctionType, outermost: bool) -> Any:
-        return _once(numba.njit(twin, boundscheck=boundscheck, cache=cache and outermost))
+        if not outermost:
+            inner = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": Part}
+            return _once(numba.njit(twin, boundscheck=boundscheck, **inner))
+        if isinstance(cache, str):
+            twin.__qualname__ += f"-{cache}"
+        whole = {"cache": bool(cache), "nogil": True, "pipeline_class": Whole}
+        return _once(numba.njit(twin, boundscheck=boundscheck, **whole))
 
     return _Twins(make, (*_SEMANTIC, *also), replaced or {}).of(function, outermost=True)
 
