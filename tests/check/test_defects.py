@@ -45,21 +45,21 @@ def test_the_catalogue_has_the_defects_of_the_partition_and_of_lazy_once_each() 
 
 @pytest.mark.parametrize("defect", defects.ALL, ids=[defect.name for defect in defects.ALL])
 def test_a_defect_breaks_what_its_review_says_and_the_trace_replays(defect: defects.Defect) -> None:
-    preset, replaced = PRESETS[defect.preset], {defect.sound: defect.defective}
-    found = plain.explore(preset, defect.design, replaced)
+    model, replaced = models.model(PRESETS[defect.preset], defect.design), {defect.sound: defect.defective}
+    found = plain.explore(model, replaced)
     assert found.violation is not None
     assert properties.ALL[found.violation.property].name == BREAKS[defect.name]
-    exploration = Exploration(preset, defect.design, replaced)
+    exploration = Exploration(model, replaced)
     assert len(exploration.replay(found.violation)) == len(found.violation.actions) + 1
     with pytest.raises(ReplayError):
-        Exploration(preset, defect.design).replay(found.violation)
+        Exploration(model).replay(found.violation)
 
 
 def test_a_story_says_who_does_what_and_what_becomes_of_it() -> None:
     """By hand: P at EL2 zeroes event counter 1, which the host's event has been given."""
     defect = defects.ALL[0]
-    exploration = Exploration(PRESETS["trapped"], "partitioned", {defect.sound: defect.defective})
-    words = [action.words for action in exploration.actions]
+    exploration = Exploration(models.model(PRESETS["trapped"], "partitioned"), {defect.sound: defect.defective})
+    words = [action.words for action in exploration.model.actions]
     way = (
         "the next thread comes to CPU 0, and its vCPU is loaded",
         "the host opens event 0, CPU_CYCLES on CPU 0",
@@ -95,7 +95,7 @@ def test_a_property_that_is_not_asked_for_is_not_broken() -> None:
     defect = next(defect for defect in defects.ALL if defect.name == "hpmn-zero")
     asked = 1 << properties.ISOLATION
     replaced = {defect.sound: defect.defective}
-    found = plain.explore(PRESETS[defect.preset], defect.design, replaced, asked, most=200)
+    found = plain.explore(models.model(PRESETS[defect.preset], defect.design), replaced, asked, most=200)
     assert found.violation is None
     assert models.machine(PRESETS["tiny"], models.DESIGNS["lazy"], asked).asked == asked
 

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from pmuvisor import records
 from pmuvisor.check import models, packing, plain, properties, steps
 from pmuvisor.check.explore import CheckpointError, Exploration
+from pmuvisor.check.found import Result
+from pmuvisor.check.model import DONE, NOT_NOW
 from pmuvisor.check.models import PRESETS, Preset
 from pmuvisor.check.packing import Workspace
-from pmuvisor.check.state import DONE, NOT_NOW, Machine
+from pmuvisor.check.state import Machine
 
 SHORT = dataclasses.replace(PRESETS["tiny"], accesses=1, executions=1, switches=1, openings=1, settings=0)
 """Of the same sizes as tiny, and so of the same machine code."""
@@ -30,14 +32,14 @@ DESIGNS = list(models.DESIGNS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_nothing_breaks_a_sound_design_in_any_preset(design: str, preset: str) -> None:
     short = dataclasses.replace(PRESETS[preset], accesses=1, executions=1, switches=1, openings=1, settings=0)
-    found = plain.explore(short, design, most=600)
+    found = plain.explore(models.model(short, design), most=600)
     assert found.violation is None
     assert found.complete or found.states >= 600
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_tiny_is_explored_completely_and_has_ten_thousand_states(design: str) -> None:
-    found = Exploration(PRESETS["tiny"], design).run()
+    found = Exploration(models.model(PRESETS["tiny"], design)).run()
     assert (found.complete, found.violation) == (True, None)
     assert found.states >= 10_000
 
@@ -76,7 +78,7 @@ def test_an_action_that_is_not_possible_changes_nothing() -> None:
 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_compiled_and_plain_explorations_find_the_same_states_by_the_same_steps(design: str) -> None:
-    ours, reference = Exploration(SHORT, design).run(), plain.explore(SHORT, design)
+    ours, reference = Exploration(models.model(SHORT, design)).run(), plain.explore(models.model(SHORT, design))
     assert (ours.states, ours.transitions, ours.complete) == (reference.states, reference.transitions, True)
     assert reference.complete
     assert ours.depth == reference.depth
@@ -116,10 +118,10 @@ def test_the_ledger_is_no_part_of_a_stored_state() -> None:
 
 def stopped(preset: Preset, after: int) -> tuple[Exploration, bytes]:
     """Return an exploration that was stopped when it had found `after` states or more, and its checkpoint."""
-    exploration = Exploration(preset, "partitioned")
+    exploration = Exploration(models.model(preset, "partitioned"))
 
-    def stop(so_far: object) -> None:
-        exploration.interrupted = exploration._at[1] >= after
+    def stop(so_far: Result) -> None:
+        exploration.interrupted = so_far.states >= after
 
     exploration.run(stop)
     file = io.BytesIO()
@@ -128,11 +130,11 @@ def stopped(preset: Preset, after: int) -> tuple[Exploration, bytes]:
 
 
 def test_a_resumed_exploration_comes_to_what_one_without_a_stop_comes_to() -> None:
-    whole = Exploration(PRESETS["tiny"], "partitioned").run()
+    whole = Exploration(models.model(PRESETS["tiny"], "partitioned")).run()
     _, kept = stopped(PRESETS["tiny"], 20_000)
-    resumed = Exploration(PRESETS["tiny"], "partitioned")
+    resumed = Exploration(models.model(PRESETS["tiny"], "partitioned"))
     resumed.resume(io.BytesIO(kept))
-    begun = resumed._at[1]
+    begun = resumed._count
     found = resumed.run()
     assert 20_000 <= begun < whole.states
     assert (found.states, found.transitions, found.depth) == (whole.states, whole.transitions, whole.depth)
@@ -143,9 +145,9 @@ def test_a_file_that_is_not_the_explorations_checkpoint_is_refused() -> None:
     _, kept = stopped(SHORT, 1)
     for content in (b"", b"no", kept[:-200], kept[: len(kept) // 2]):
         with pytest.raises(CheckpointError):
-            Exploration(SHORT, "partitioned").resume(io.BytesIO(content))
+            Exploration(models.model(SHORT, "partitioned")).resume(io.BytesIO(content))
     with pytest.raises(CheckpointError, match="another exploration"):
-        Exploration(SHORT, "lazy").resume(io.BytesIO(kept))
+        Exploration(models.model(SHORT, "lazy")).resume(io.BytesIO(kept))
 
 
 @pytest.mark.parametrize("name", ["parents", "causes", "at", "states", "varying"])
@@ -156,4 +158,4 @@ def test_a_checkpoint_with_a_number_that_cannot_be_is_refused(name: str) -> None
     file = io.BytesIO()
     np.savez(file, **arrays)
     with pytest.raises(CheckpointError):
-        Exploration(SHORT, "partitioned").resume(io.BytesIO(file.getvalue()))
+        Exploration(models.model(SHORT, "partitioned")).resume(io.BytesIO(file.getvalue()))

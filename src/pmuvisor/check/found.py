@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-HERE = ("pmuvisor.check.",)
-"""Where functions are that are compiled, or replaced, with those of arch/, linux/ and kvm/."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Violation:
     """How a property breaks: the actions from the initial state on, the last of which breaks it."""
 
     property: int
-    """Its place in `properties.ALL`."""
+    """Its place in `Model.properties`."""
     actions: tuple[int, ...]
-    """Places in `models.actions`."""
+    """Places in `Model.actions`."""
 
 
 @dataclasses.dataclass(frozen=True)

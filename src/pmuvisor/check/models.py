@@ -14,8 +14,10 @@ from pmuvisor.arch import pmu, sysreg
 from pmuvisor.arch.cores import set_features
 from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
 from pmuvisor.arch.pmu import Pe
-from pmuvisor.check import properties, state
+from pmuvisor.check import properties, state, steps
+from pmuvisor.check.model import Action, Model
 from pmuvisor.check.state import Machine
+from pmuvisor.check.words import words
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import LAZY, PARTITIONED
 from pmuvisor.linux import sched
@@ -26,14 +28,6 @@ DESIGNS = {"partitioned": PARTITIONED, "lazy": LAZY}
 DENIED = BR_RETIRED
 """What the filter of every VM denies. Every instruction is a branch."""
 CYCLE = 1 << sysreg.CYCLE
-
-
-@dataclasses.dataclass(frozen=True)
-class Action:
-    """One thing that may happen: the operands of `steps.step`, and its words."""
-
-    operands: tuple[int, int, int, int, int]
-    words: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +117,25 @@ PRESETS = {
         Preset("icntr", (2,), 1, 1, 2, (COUNTING,), 2, 3, 2, 1, 0, FEW, 1, icntr=1),
     )
 }
+
+
+def model(preset: Preset, design: str) -> Model:
+    """Return the model of a preset's machine whose VM is of `design`, one of `DESIGNS`."""
+    size = f"{_count(preset.cpus, 'CPU')}, {_count(preset.vcpus, 'vCPU')}"
+    return Model(
+        title=f"{design}, {preset.name}: {size}",
+        record=Machine,
+        sizes=sizes(preset),
+        begin=lambda asked: machine(preset, DESIGNS[design], asked),
+        step=steps.step,
+        actions=tuple(actions(preset)),
+        properties=properties.ALL,
+        words=words,
+    )
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}{'s' if number != 1 else ''}"
 
 
 def sizes(preset: Preset) -> dict[str, int]:

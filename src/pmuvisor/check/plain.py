@@ -7,30 +7,22 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from typing import Any
 
 from pmuvisor import records
-from pmuvisor.check import models, properties, steps
-from pmuvisor.check.found import HERE, Result, Violation
-from pmuvisor.check.models import Preset
-from pmuvisor.check.state import BROKEN, NOT_NOW, Machine
+from pmuvisor.check.found import Result, Violation
+from pmuvisor.check.model import BROKEN, NOT_NOW, Model
 from pmuvisor.compiled import Replaced, substituted
 
 
-def explore(
-    preset: Preset,
-    design: str,
-    replaced: Replaced | None = None,
-    asked: int = properties.EVERY,
-    most: int = 20_000,
-) -> Result:
+def explore(model: Model, replaced: Replaced | None = None, asked: int | None = None, most: int = 20_000) -> Result:
     """Explore to the first violation, which no shorter one comes before, or until `most` states have been found."""
     begin = time.perf_counter()
-    step = substituted(steps.step, replaced or {}, also=HERE)
-    actions = models.actions(preset)
-    sizes = models.sizes(preset)
-    first = models.machine(preset, models.DESIGNS[design], asked)
+    step = substituted(model.step, {**model.replaced, **(replaced or {})}, also=model.also)
+    actions, sizes = model.actions, model.sizes
+    first = model.begin(model.every if asked is None else asked)
     seen = {records.key(first, sizes)}
-    queue: deque[tuple[Machine, tuple[int, ...]]] = deque([(first, ())])
+    queue: deque[tuple[Any, tuple[int, ...]]] = deque([(first, ())])
     violation: Violation | None = None
     transitions = 0
     way: tuple[int, ...] = ()

@@ -6,24 +6,14 @@ changed; the first that does not hold ends an exploration.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from pmuvisor.arch import pmu
 from pmuvisor.arch.sysreg import CYCLE, MDCR_HPMN, PMCR_E
+from pmuvisor.check.model import Property
 from pmuvisor.check.state import HostView, Machine
 from pmuvisor.kvm import filters
 from pmuvisor.kvm.vcpu import FREE, GUEST_OWNED, LAZY, Vcpu, Vm
 from pmuvisor.linux import arm_pmuv3
 from pmuvisor.linux.host import NO_TASK, NO_VCPU, STATE_ACTIVE, Cpu
-
-
-class Property(NamedTuple):
-    """A property: its name, its sentence, and where it comes from."""
-
-    name: str
-    sentence: str
-    source: str
-
 
 HPMN_LEGAL = 0
 ISOLATION = 1

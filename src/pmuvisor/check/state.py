@@ -50,12 +50,6 @@ BUDGETS = 5
 
 GUEST_EL, HOST_EL = 1, 2
 
-NOT_NOW = 0
-"""What a step returns of an action that is not possible in this state, which it has left alone."""
-DONE = 1
-BROKEN = 2
-"""Of one that is done and breaks property p (`properties.ALL`): BROKEN + p."""
-
 
 @record
 class Mirror:

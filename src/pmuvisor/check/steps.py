@@ -9,6 +9,7 @@ from pmuvisor.arch import pmu, traps
 from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
 from pmuvisor.arch.sysreg import CYCLE, FILTER_NSH, FILTER_P, FILTER_U, INSTRUCTION, PMXEVTYPER_EL0, is_pmevtyper
 from pmuvisor.check import properties
+from pmuvisor.check.model import BROKEN, DONE, NOT_NOW
 from pmuvisor.check.properties import (
     COSTS_NOTHING,
     DELIVERED,
@@ -26,9 +27,7 @@ from pmuvisor.check.properties import (
 from pmuvisor.check.state import (
     ACCESS,
     ACCESSES,
-    BROKEN,
     CLOSE,
-    DONE,
     ENTER,
     EVENTS,
     EXECUTE,
@@ -39,7 +38,6 @@ from pmuvisor.check.state import (
     HOST_EL,
     INTERRUPT,
     MOVE,
-    NOT_NOW,
     OPEN,
     ROTATE,
     SETTINGS,

@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pmuvisor import records
 from pmuvisor.check.explore import Exploration
 from pmuvisor.check.found import Violation
-from pmuvisor.check.properties import ALL
-from pmuvisor.check.state import Machine
-from pmuvisor.records import Path, Role
-
-_REGISTERS = {
-    "pmcr": "PMCR_EL0",
-    "cnten": "PMCNTEN",
-    "inten": "PMINTEN",
-    "ovs": "PMOVS",
-    "selr": "PMSELR_EL0",
-    "userenr": "PMUSERENR_EL0",
-    "evcntr": "PMEVCNTR{}_EL0",
-    "evtyper": "PMEVTYPER{}_EL0",
-    "ccntr": "PMCCNTR_EL0",
-    "ccfiltr": "PMCCFILTR_EL0",
-    "icntr": "PMICNTR_EL0",
-    "mdcr_el2": "MDCR_EL2",
-    "hdfgrtr_el2": "HDFGRTR_EL2",
-    "hdfgwtr_el2": "HDFGWTR_EL2",
-    "tge": "HCR_EL2.TGE",
-}
-_DRIVER = {"cntr_mask": "counters that the driver has", "used_mask": "counters with events"}
-_EVENT = {"state": "state", "idx": "counter", "count": "count", "seen": "ought to have counted"}
-_STATES = {"0": "error", "1": "off", "2": "inactive", "3": "active"}
-_RESIDENCY = {"0": "FREE", "1": "GUEST_OWNED"}
+from pmuvisor.check.model import Model
+from pmuvisor.records import Role
 
 
 def tell(exploration: Exploration, violation: Violation) -> list[str]:
@@ -39,47 +17,21 @@ def tell(exploration: Exploration, violation: Violation) -> list[str]:
     trail = exploration.replay(violation)
     lines: list[str] = []
     for number, action in enumerate(violation.actions):
-        lines.append(f"{number + 1:3}  {exploration.actions[action].words}")
-        lines += [f"       {change}" for change in changes(exploration, trail[number], trail[number + 1])]
-    broken = ALL[violation.property]
+        lines.append(f"{number + 1:3}  {exploration.model.actions[action].words}")
+        lines += [f"       {change}" for change in changes(exploration.model, trail[number], trail[number + 1])]
+    broken = exploration.model.properties[violation.property]
     return [*lines, f"broken: {broken.name}: {broken.sentence}", f"source: {broken.source}"]
 
 
-def changes(exploration: Exploration, before: Machine, after: Machine) -> Iterator[str]:
+def changes(model: Model, before: Any, after: Any) -> Iterator[str]:
     """Yield what a reader wants to know of how two states differ."""
-    for leaf in records.leaves(Machine, exploration.sizes):
+    for leaf in records.leaves(model.record, model.sizes):
         old, new = records.get(before, leaf.path), records.get(after, leaf.path)
         if leaf.role is not Role.LEDGER and old != new:
-            words = _words(leaf.path)
+            words = model.words(leaf.path)
             if words is not None:
                 yield f"{words[0]}: {words[1].get(str(old), _number(old))} -> {words[1].get(str(new), _number(new))}"
 
 
 def _number(value: int) -> str:
     return f"{value:#x}" if value > 9 else str(value)
-
-
-def _words(path: Path) -> tuple[str, dict[str, str]] | None:
-    """Return what an integer of the state is called, and the names of its values; None for what is not told."""
-    where, rest = "", path
-    match path:
-        case ("world", "host", "cpus", int(c), "pe", *found):
-            where, rest = f"CPU {c}: ", tuple(found)
-        case ("world", "host", "cpus", int(c), "hw", str(field)) if field in _DRIVER:
-            return f"CPU {c}: {_DRIVER[field]}", {}
-        case ("world", "host", "events", int(e), str(field)) if field in _EVENT:
-            return f"event {e}: {_EVENT[field]}", _STATES if field == "state" else {"63": "none"}
-        case ("world", "vcpus", int(v), "residency"):
-            return f"vCPU {v}: residency", _RESIDENCY
-        case ("world", "vcpus", int(v), "irq_level"):
-            return f"vCPU {v}: PMU interrupt line", {}
-        case ("world", "vcpus", int(v), *found):
-            where, rest = f"vCPU {v}, in memory: ", tuple(found)
-        case ("mirrors", int(v), "pe", *found):
-            where, rest = f"vCPU {v} ought to have: ", tuple(found)
-        case _:
-            return None
-    if not rest or rest[0] not in _REGISTERS:
-        return None
-    index = rest[1] if len(rest) > 1 else ""
-    return where + _REGISTERS[str(rest[0])].format(index), {}

@@ -14,10 +14,9 @@ from pmuvisor.check import defects, plain, properties, story
 from pmuvisor.check.defects import Defect
 from pmuvisor.check.explore import CheckpointError, Exploration
 from pmuvisor.check.found import Result
-from pmuvisor.check.models import PRESETS
+from pmuvisor.check.models import PRESETS, model
 from pmuvisor.compiled import Replaced
 from pmuvisor.lab import tables
-from pmuvisor.lab.report import count
 from pmuvisor.lab.run import RequestError
 from pmuvisor.lab.tables import WIDTH
 from pmuvisor.lab.terminal import check_writable, ctrl_c, where_to, whole_file, write_result
@@ -40,7 +39,7 @@ def check(arguments: argparse.Namespace) -> int:
     checkpoint = None if arguments.checkpoint is None else Path(arguments.checkpoint)
     if checkpoint is not None:
         check_writable(checkpoint, "checkpoint")
-    exploration = Exploration(preset, design, _replaced(defect), asked)
+    exploration = Exploration(model(preset, design), _replaced(defect), asked)
     if checkpoint is not None and checkpoint.exists():
         _resume(exploration, checkpoint)
     result = _explore(exploration, checkpoint, defect)
@@ -69,9 +68,7 @@ def _explore(exploration: Exploration, checkpoint: Path | None, defect: Defect |
     """Run an exploration, with the checkpoint as its memory. A defect is sought without compiling anything first."""
     if defect is not None and checkpoint is None:
         _say("looking without compiling")
-        found = plain.explore(
-            exploration.preset, exploration.design, _replaced(defect), exploration.asked, PLAIN_STATES
-        )
+        found = plain.explore(exploration.model, _replaced(defect), exploration.asked, PLAIN_STATES)
         _say("")
         if found.violation is not None or found.complete:
             return found
@@ -99,8 +96,7 @@ def _replaced(defect: Defect | None) -> Replaced | None:
 
 
 def _title(exploration: Exploration, defect: Defect | None) -> str:
-    preset = exploration.preset
-    words = f"{exploration.design}, {preset.name}: {count(preset.cpus, 'CPU')}, {count(preset.vcpus, 'vCPU')}"
+    words = exploration.model.title
     return words if defect is None else textwrap.fill(f"{words}; with the defect {defect.name}", WIDTH)
 
 
@@ -134,11 +130,10 @@ def _as_json(exploration: Exploration, result: Result) -> dict[str, object]:
     if violation is not None:
         broken = {
             "property": properties.ALL[violation.property].name,
-            "trace": [exploration.actions[action].words for action in violation.actions],
+            "trace": [exploration.model.actions[action].words for action in violation.actions],
         }
     return {
-        "design": exploration.design,
-        "preset": exploration.preset.name,
+        "model": exploration.model.title,
         "states": result.states,
         "transitions": result.transitions,
         "depth": result.depth,
@@ -202,7 +197,7 @@ def show_defects(arguments: argparse.Namespace) -> int:
 def _find(defect: Defect) -> tuple[str, int]:
     """Return the property that a defect breaks, and the steps of the shortest way; 0 where none is found."""
     _say(defect.name)
-    found = plain.explore(PRESETS[defect.preset], defect.design, _replaced(defect))
+    found = plain.explore(model(PRESETS[defect.preset], defect.design), _replaced(defect))
     _say("")
     if found.violation is None:
         return "-", 0
