@@ -29,6 +29,7 @@ from pmuvisor.arch.sysreg import (
 )
 from pmuvisor.kvm import emulated
 from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, Vcpu, Vm, implemented_counter_mask
+from pmuvisor.linux.arm_pmuv3 import FULL_MASK
 from pmuvisor.linux.host import Host
 
 TYPE_MASK = (1 << 32) - 1
@@ -56,6 +57,14 @@ def leave_fixed_counters_only(vm: Vm) -> None:
     """SET_PMU clears KVM_ARCH_FLAG_PMU_V3_FIXED_COUNTERS_ONLY: of it and the other attribute the last one wins."""
     if vm.design == FIXED_COUNTERS_ONLY:
         vm.design = EMULATED
+
+
+def begin_filter(vm: Vm, words: int, deny: int) -> None:
+    """Give a VM an event filter, if it has none: what the first range of events is not, all others are."""
+    if vm.filter_words == 0:
+        vm.filter_words = words
+        for word in range(words):
+            vm.denied[word] = FULL_MASK & -(1 - deny)
 
 
 def filter_event(vm: Vm, event: int, deny: int) -> None:
@@ -86,11 +95,19 @@ def set_one_reg(host: Host, c: int, vm: Vm, vcpu: Vcpu, key: int, value: int, no
     elif key == PMCR_EL0:
         set_pmcr(host, vcpu, value)
     elif key == PMCCNTR_EL0:
-        emulated.set_counter_value_user(host, c, vcpu, CYCLE, value, now)
+        set_counter(host, c, vm, vcpu, CYCLE, value, now)
     elif is_pmevcntr(key):
-        emulated.set_counter_value_user(host, c, vcpu, key - PMEVCNTR0_EL0, value, now)
+        set_counter(host, c, vm, vcpu, key - PMEVCNTR0_EL0, value, now)
     else:
         store_register(vcpu, key, value)
+
+
+def set_counter(host: Host, c: int, vm: Vm, vcpu: Vcpu, i: int, value: int, now: int) -> None:
+    """State set_pmu_evcntr(): the register, and of an emulated counter its event."""
+    if vm.design in (EMULATED, FIXED_COUNTERS_ONLY):
+        emulated.set_counter_value_user(host, c, vcpu, i, value, now)
+    else:
+        emulated.set_register_value(host.cpus[c].pe, vcpu, i, value)
 
 
 def set_pmcr(host: Host, vcpu: Vcpu, value: int) -> None:

@@ -120,10 +120,7 @@ class Vm:
         """Add a range to the event filter. The first one decides what becomes of all the other events: the opposite."""
         record = self.record
         allow = wanted.action == abi.KVM_PMU_EVENT_ALLOW
-        if record.filter_words == 0:
-            record.filter_words = self.system.nr_events >> 6
-            for word in range(record.filter_words):
-                record.denied[word] = (1 << 64) - 1 if allow else 0
+        restored.begin_filter(record, self.system.nr_events >> 6, int(not allow))
         for event in range(wanted.base_event, wanted.base_event + wanted.nevents):
             restored.filter_event(record, event, int(not allow))
 
