@@ -257,8 +257,11 @@ _CHECK = """Explore a small machine: every order in which guests' accesses, inst
 preemptions and migrations, and the host's perf events can happen, within the preset's budgets. It ends with the first
 property that breaks, told as the shortest trace, or when it has been everywhere (docs/check.md). Exit status: 0 nothing
 breaks, 1 a property breaks, 2 bad input, 130 interrupted by Ctrl-C."""
-EXPLORED = ("partitioned", "lazy")
-EXPLORATIONS = ("tiny", "small", "wide", "fresh", "trapped", "hetero", "icntr", "large")
+EXPLORED = ("partitioned", "lazy", "emulated", "fixed-counters-only")
+EXPLORATIONS = (
+    *("tiny", "small", "wide", "fresh", "trapped", "hetero", "unlike", "icntr"),
+    *("overflows", "el0", "restored", "attributes", "large"),
+)
 """The presets of check.models, which takes long to import."""
 
 

@@ -22,7 +22,7 @@ from pmuvisor.arch.sysreg import (
     PMCR_EL0,
     PMXEVCNTR_EL0,
 )
-from pmuvisor.kvm import access, lazy, partitioned, vcpu
+from pmuvisor.kvm import access, emulated, lazy, partitioned, restored, vcpu
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.access import AGAIN
 from pmuvisor.kvm.partitioned import EL2
@@ -34,6 +34,7 @@ from pmuvisor.linux.host import EVENT_ALL, EVENT_CPU, Cpu, Host
 PARTITIONING = "ARM64 PMU Partitioning series"
 LAZY_REVIEW = "review of its lazy context swaps (v5)"
 MDCR_REVIEW = "review of its MDCR_EL2 patch (v5)"
+FIXED_SERIES = "[PATCH v7 3/4] KVM: arm64: PMU: Introduce FIXED_COUNTERS_ONLY"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +192,23 @@ def handled_on_what_is_there(world: World, c: int, v: int, el: int, key: int, wr
     if write == 1:
         return access.trapped_write(world, c, v, el, key, value, now)
     return access.trapped_read(world, c, v, el, key, now)
+
+
+# ---- fixed counters only ----------------------------------------------------------------------------------
+
+
+def fixed_stale_event(host: Host, c: int, vcpu: Vcpu) -> None:
+    """At load nobody looks which PMU the fixed counters' events are of: no reload is asked for."""
+
+
+def hetero_cycle_stuck(host: Host, c: int, vm: Vm) -> int:
+    """A new event is for the VM's PMU, as that of `emulated` is, wherever the vCPU is."""
+    return vm.pmu
+
+
+def fixed_after_filter(vm: Vm, ran_once: int) -> bool:
+    """FIXED_COUNTERS_ONLY is accepted though there is an event filter, of the events of the PMU before."""
+    return ran_once == 1
 
 
 # ---- all of them ------------------------------------------------------------------------------------------
@@ -384,6 +402,33 @@ ALL = (
         "a guest counts what KVM executes for it",
         "partitioned",
         "tiny",
+    ),
+    Defect(
+        "fixed-stale-event",
+        emulated.load_pmu,
+        fixed_stale_event,
+        f"{FIXED_SERIES}, kvm_vcpu_load_pmu()",
+        "the cycle counter stands still after the vCPU has moved to another kind of core, until the guest writes to it",
+        "fixed-counters-only",
+        "unlike",
+    ),
+    Defect(
+        "hetero-cycle-stuck",
+        emulated.pmu_of_events,
+        hetero_cycle_stuck,
+        f"{FIXED_SERIES}, its message: what KVM does without it",
+        "the cycle counter stands still on other kinds of cores: Windows divides by the cycles that have gone by",
+        "fixed-counters-only",
+        "unlike",
+    ),
+    Defect(
+        "fixed-after-filter",
+        restored.fixed_counters_only_is_refused,
+        fixed_after_filter,
+        f"{FIXED_SERIES}, kvm_arm_pmu_v3_set_pmu_fixed_counters_only()",
+        "a filter made for another PMU decides what the guest's fixed counters count, on every CPU",
+        "emulated",
+        "attributes",
     ),
 )
 """The catalogue, in the order of the reviews."""

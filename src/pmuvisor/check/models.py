@@ -15,21 +15,28 @@ from pmuvisor.arch import pmu, sysreg
 from pmuvisor.arch.cores import set_features
 from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
 from pmuvisor.arch.pmu import Pe
-from pmuvisor.check import properties, state, steps
+from pmuvisor.check import properties, state, steps, upstream
 from pmuvisor.check.model import Action, Model
 from pmuvisor.check.state import Machine
 from pmuvisor.check.words import words
 from pmuvisor.kvm import world as worlds
-from pmuvisor.kvm.vcpu import LAZY, PARTITIONED
-from pmuvisor.linux import sched
-from pmuvisor.linux.host import NO_COUNTER, NO_EVENT, NO_TASK, STATE_INACTIVE, TASK_RUNNABLE
+from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, LAZY, PARTITIONED
+from pmuvisor.linux import perf, sched
+from pmuvisor.linux.host import ANY_CPU, NO_COUNTER, NO_EVENT, NO_TASK, STATE_INACTIVE, TASK_RUNNABLE
 from pmuvisor.own import OwnDesign
 
-DESIGNS = {"partitioned": PARTITIONED, "lazy": LAZY}
+DESIGNS = {
+    "partitioned": PARTITIONED,
+    "lazy": LAZY,
+    "emulated": EMULATED,
+    "fixed-counters-only": FIXED_COUNTERS_ONLY,
+}
 """The designs that can be explored."""
 DENIED = BR_RETIRED
 """What the filter of every VM denies. Every instruction is a branch."""
 CYCLE = 1 << sysreg.CYCLE
+NOT_EL1 = 1 << sysreg.FILTER_P
+"""An event type or PMCCFILTR_EL0 that counts at EL0 only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +54,8 @@ class Preset:
 
     name: str
     counters: tuple[int, ...]
-    """Of each CPU its event counters. CPUs with the same number are of one PMU, and VMs are tied to that of CPU 0."""
+    """Of each CPU its event counters. CPUs with the same number are of one PMU, and VMs are tied to that of CPU 0, but
+    for FIXED_COUNTERS_ONLY."""
     vcpus: int
     guest_counters: int
     half_bits: int
@@ -66,6 +74,14 @@ class Preset:
     """The CPUs have FEAT_FGT."""
     icntr: int = 0
     """They have FEAT_PMUv3_ICNTR."""
+    fixed_registers: tuple[tuple[str, int | None], ...] = ()
+    """What guests without event counters access."""
+    at_el0: tuple[tuple[str, int | None], ...] = ()
+    """What guests access from EL0, where they execute then as well."""
+    restored: tuple[tuple[str, int], ...] = (("PMEVTYPER0_EL0", DENIED),)
+    """What userspace writes to registers, if there are any settings; of event counters where there are some."""
+    filters: tuple[int, ...] = ()
+    """Events that userspace denies and allows before a vCPU has run: a VM without a filter to begin with."""
 
     @property
     def cpus(self) -> int:
@@ -103,6 +119,56 @@ MANY = (
     ("PMUSERENR_EL0", 1),
     ("PMSWINC_EL0", 1),
 )
+FIXED_FEW = (
+    ("PMCNTENSET_EL0", CYCLE),
+    ("PMCNTENCLR_EL0", CYCLE),
+    ("PMCR_EL0", 1 | sysreg.PMCR_C),
+    ("PMCR_EL0", 0),
+    ("PMCCFILTR_EL0", NOT_EL1),
+    ("PMOVSCLR_EL0", CYCLE),
+    ("PMCCNTR_EL0", None),
+)
+FIXED_MANY = (
+    *FIXED_FEW,
+    *((name, None) for name in ("PMCR_EL0", "PMCNTENSET_EL0", "PMOVSCLR_EL0", "PMCCFILTR_EL0", "PMEVCNTR0_EL0")),
+    ("PMINTENSET_EL1", CYCLE),
+    ("PMINTENCLR_EL1", CYCLE),
+    ("PMOVSSET_EL0", CYCLE),
+    ("PMSELR_EL0", 31),
+    ("PMXEVTYPER_EL0", 0),
+    ("PMXEVCNTR_EL0", 3),
+    ("PMCCNTR_EL0", 13),
+    ("PMUSERENR_EL0", 1),
+)
+USER = (("PMCNTENSET_EL0", CYCLE | 1), ("PMCCNTR_EL0", None), ("PMEVCNTR0_EL0", None), ("PMSELR_EL0", 31))
+"""What is accessed from EL0."""
+PRIVILEGED = (
+    ("PMSELR_EL0", 31),
+    ("PMXEVCNTR_EL0", None),
+    ("PMUSERENR_EL0", 1),
+    ("PMUSERENR_EL0", sysreg.PMUSERENR_CR),
+    ("PMUSERENR_EL0", 0),
+    ("PMCNTENCLR_EL0", CYCLE | 3),
+)
+AGAIN = (("PMCR_EL0", 1 | sysreg.PMCR_P), ("PMEVCNTR0_EL0", 2), ("PMOVSCLR_EL0", 1))
+AGAIN_FIXED = (("PMCCNTR_EL0", 14), ("PMCCNTR_EL0", 0), ("PMOVSCLR_EL0", CYCLE))
+ENABLE = (("PMCNTENSET_EL0", CYCLE | 1), ("PMCR_EL0", 1), ("PMSELR_EL0", 0), ("PMXEVTYPER_EL0", INST_RETIRED))
+RESTORED = (
+    ("PMEVTYPER0_EL0", DENIED),
+    ("PMEVTYPER0_EL0", INST_RETIRED),
+    ("PMCCFILTR_EL0", NOT_EL1),
+    ("PMCNTENSET_EL0", CYCLE | 1),
+    ("PMCNTENCLR_EL0", 0),
+    ("PMINTENSET_EL1", CYCLE | 1),
+    ("PMOVSSET_EL0", CYCLE),
+    ("PMOVSCLR_EL0", 0),
+    ("PMCR_EL0", 1),
+    ("PMCR_EL0", 0),
+    ("PMCCNTR_EL0", 14),
+    ("PMEVCNTR0_EL0", 3),
+    ("PMSELR_EL0", 31),
+    ("PMUSERENR_EL0", 1),
+)
 COUNTING = HostEvent(0, INST_RETIRED)
 CYCLES = HostEvent(0, CPU_CYCLES, period=2)
 ELSEWHERE = HostEvent(1, CPU_CYCLES)
@@ -121,26 +187,48 @@ PRESETS = {
     for preset in (
         Preset("tiny", (2,), 1, 1, 2, (CYCLES,), 2, 3, 2, 1, 1, FEW, 1),
         Preset("small", (2, 2), 2, 1, 2, (CYCLES, COUNTING), 2, 2, 2, 2, 0, FEW, 1),
-        Preset("wide", (2, 2), 2, 1, 2, (CYCLES, ELSEWHERE), 3, 3, 2, 2, 1, MANY, 1),
+        Preset(
+            *("wide", (2, 2), 2, 1, 2, (CYCLES, ELSEWHERE), 3, 3, 2, 2, 1, MANY, 1),
+            fixed_registers=FIXED_MANY,
+            at_el0=USER,
+            restored=RESTORED,
+        ),
         Preset("fresh", (2,), 1, 1, 2, (CYCLES,), 3, 2, 2, 2, 0, FEW, 0),
         Preset("trapped", (2,), 1, 1, 2, (CYCLES,), 2, 3, 2, 1, 1, FEW, 1, fgt=0),
         Preset("hetero", (2, 1), 1, 2, 2, (CYCLES,), 2, 2, 3, 1, 0, FEW, 1),
+        Preset("unlike", (2, 1), 1, 2, 2, (CYCLES,), 0, 3, 4, 0, 0, FEW, 1),
         Preset("icntr", (2,), 1, 1, 2, (COUNTING,), 2, 3, 2, 1, 0, FEW, 1, icntr=1),
-        Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), MANY, 3),
+        Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), MANY, 3, fixed_registers=FIXED_MANY, at_el0=USER),
+        Preset("overflows", (2,), 1, 1, 2, (CYCLES,), 1, 5, 1, 0, 0, AGAIN, 1, fixed_registers=AGAIN_FIXED),
+        Preset(
+            *("el0", (2,), 1, 1, 2, (CYCLES,), 2, 2, 1, 1, 0, PRIVILEGED, 1),
+            fixed_registers=PRIVILEGED,
+            at_el0=USER,
+        ),
+        Preset("restored", (2,), 1, 1, 2, (CYCLES,), 1, 2, 2, 1, 2, FEW, 1, restored=RESTORED),
+        Preset(
+            *("attributes", (2, 1), 1, 1, 2, (CYCLES,), 2, 2, 1, 0, 2, ENABLE, 0),
+            fixed_registers=ENABLE,
+            restored=(),
+            filters=(INST_RETIRED, CPU_CYCLES),
+        ),
     )
 }
 
 
-def model(preset: Preset, design: str) -> Model:
-    """Return the model of a preset's machine whose VM is of `design`, one of `DESIGNS`."""
+def model(preset: Preset, design: str, excused: int = upstream.EVERY) -> Model:
+    """Return the model of a preset's machine whose VM is of `design`, one of `DESIGNS`.
+
+    `excused` is the mask of what of upstream's inexactness is let be (`upstream.ALL`).
+    """
     size = f"{_count(preset.cpus, 'CPU')}, {_count(preset.vcpus, 'vCPU')}"
     return Model(
         title=f"{design}, {preset.name}: {size}",
         record=Machine,
-        sizes=sizes(preset),
-        begin=lambda asked: machine(preset, DESIGNS[design], asked),
+        sizes=sizes(preset, DESIGNS[design]),
+        begin=lambda asked: machine(preset, DESIGNS[design], asked, excused),
         step=steps.step,
-        actions=tuple(actions(preset)),
+        actions=tuple(actions(preset, DESIGNS[design])),
         properties=properties.ALL,
         words=words,
     )
@@ -227,15 +315,21 @@ def _check(preset: Preset) -> None:
             raise PresetError(f"events: CPU {event.cpu}: there are only {preset.cpus}")
 
 
-def sizes(preset: Preset) -> dict[str, int]:
-    """Return the sizes of a preset's record."""
+def has_events(design: int) -> bool:
+    """Tell whether counters of guests are perf events."""
+    return design in (EMULATED, FIXED_COUNTERS_ONLY)
+
+
+def sizes(preset: Preset, design: int = PARTITIONED) -> dict[str, int]:
+    """Return the sizes of a preset's record: there is room for perf events of guests if the design needs it."""
+    of_vcpu = 1 + max(preset.counters) if has_events(design) else 0
     return {
         "cpus": preset.cpus,
         "cpu_words": 1,
         "kinds": 0,
         "tasks": preset.vcpus,
-        "events": len(preset.events),
-        "context_events": max(1, len(preset.events)),
+        "events": len(preset.events) + preset.vcpus * of_vcpu,
+        "context_events": max(1, len(preset.events), of_vcpu),
         "vms": 1,
         "vcpus": preset.vcpus,
         "filter_words": 1,
@@ -246,19 +340,18 @@ def sizes(preset: Preset) -> dict[str, int]:
     }
 
 
-def machine(preset: Preset, design: int, asked: int = properties.EVERY) -> Machine:
+def machine(preset: Preset, design: int, asked: int = properties.EVERY, excused: int = upstream.EVERY) -> Machine:
     """Return a preset's machine as it begins: no thread is on a CPU yet, no event is open.
 
-    `asked` is the mask of the properties that are asked for.
+    `asked` is the mask of the properties that are asked for, `excused` that of what of upstream's is let be.
     """
-    m = records.new(Machine, sizes(preset))
-    m.asked = asked
-    vm = m.world.vms[0]
-    vm.design, vm.use_fgt, vm.nr_counters, vm.pmuver, vm.supported_pmus = design, 1, preset.guest_counters, 6, 1
-    vm.filter_words, vm.denied[0] = 1, 1 << DENIED
+    m = records.new(Machine, sizes(preset, design))
+    m.asked, m.excused = asked, excused if has_events(design) else 0
+    m.ran = int(not preset.filters)
     for c in range(preset.cpus):
         number = preset.counters.index(preset.counters[c])
         worlds.boot_cpu(m.world.host.cpus[c], _pe(preset, preset.counters[c]), number)
+    _begin_vm(m, preset, design)
     for number, of in enumerate(preset.events):
         event = m.world.host.events[number]
         event.cpu, event.task, event.config, event.sample_period = of.cpu, NO_TASK, of.config, of.period
@@ -266,8 +359,23 @@ def machine(preset: Preset, design: int, asked: int = properties.EVERY) -> Machi
         event.leader, event.next_sibling, event.idx, event.state = number, NO_EVENT, NO_COUNTER, STATE_INACTIVE
     for v in range(preset.vcpus):
         _begin_vcpu(m, preset, v)
+        if has_events(design):
+            _begin_events(m, preset, v)
     m.left[:] = preset.budgets
     return m
+
+
+def _begin_vm(m: Machine, preset: Preset, design: int) -> None:
+    """Make the VM: its PMU is that of CPU 0 (SET_PMU), or whichever there is (FIXED_COUNTERS_ONLY)."""
+    vm = m.world.vms[0]
+    vm.design, vm.use_fgt, vm.pmuver = design, 1, 6
+    vm.nr_counters, vm.supported_pmus = preset.guest_counters, 1
+    if design == FIXED_COUNTERS_ONLY:
+        vm.nr_counters = 0
+        for cpu in m.world.host.cpus:
+            vm.supported_pmus |= 1 << cpu.pmu
+    if not preset.filters:
+        vm.filter_words, vm.denied[0] = 1, 1 << DENIED
 
 
 def _pe(preset: Preset, counters: int) -> Pe:
@@ -281,17 +389,21 @@ def _pe(preset: Preset, counters: int) -> Pe:
 
 
 def _begin_vcpu(m: Machine, preset: Preset, v: int) -> None:
-    vcpu, mirror = m.world.vcpus[v], m.mirrors[v]
-    own = _pe(preset, preset.guest_counters)
+    vcpu, mirror, counters = m.world.vcpus[v], m.mirrors[v], m.world.vms[0].nr_counters
+    own = _pe(preset, counters)
     own.core.icntr = 0
     own.tge = 0
     if v < preset.programmed:
         own.pmcr |= 1
-        own.cnten = own.inten = CYCLE | 1
-        own.evtyper[0], own.evcntr[0] = INST_RETIRED, (1 << preset.half_bits) - 1
+        own.cnten = own.inten = CYCLE | int(counters != 0)
+        if counters:
+            own.evtyper[0], own.evcntr[0] = INST_RETIRED, (1 << preset.half_bits) - 1
+        else:
+            own.ccntr = (1 << 2 * preset.half_bits) - 1
         mirror.touched = 1
     vcpu.pmcr, vcpu.cnten, vcpu.inten = own.pmcr, own.cnten, own.inten
-    for i in range(preset.guest_counters):
+    vcpu.ccntr = own.ccntr
+    for i in range(counters):
         mirror.evtyper[i] = vcpu.evtyper[i] = own.evtyper[i]
         vcpu.evcntr[i] = own.evcntr[i]
     mirror.pe = own
@@ -301,40 +413,77 @@ def _begin_vcpu(m: Machine, preset: Preset, v: int) -> None:
     sched.enqueue_task(m.world.host, v % preset.cpus, v)
 
 
+def _begin_events(m: Machine, preset: Preset, v: int) -> None:
+    """Give a vCPU room for its perf events. The first entry makes those that it needs (KVM_REQ_RELOAD_PMU)."""
+    vcpu = m.world.vcpus[v]
+    vcpu.reload_pmu = 1
+    vcpu.first_event = len(preset.events) + v * (len(vcpu.evcntr) + 1)
+    for number in range(vcpu.first_event, vcpu.first_event + len(vcpu.evcntr) + 1):
+        event = m.world.host.events[number]
+        perf.init_event(event, number)
+        event.cpu, event.task, event.state = ANY_CPU, vcpu.task, STATE_INACTIVE
+
+
 # ---- what may happen --------------------------------------------------------------------------------------
 
 
-def actions(preset: Preset) -> list[Action]:
+def actions(preset: Preset, design: int = PARTITIONED) -> list[Action]:
     """Return all that may happen in a preset, in the order in which it is tried."""
     made = []
     for c in range(preset.cpus):
-        made += list(_on_cpu(preset, c))
+        made += list(_on_cpu(preset, design, c))
     for e, event in enumerate(preset.events):
         what = f"{'INST_RETIRED' if event.config == INST_RETIRED else 'CPU_CYCLES'} on CPU {event.cpu}"
         made.append(Action((state.OPEN, 0, e, 0, 0), f"the host opens event {e}, {what}"))
         made.append(Action((state.CLOSE, 0, e, 0, 0), f"the host closes event {e}, {what}"))
     if preset.settings:
-        for v in range(preset.vcpus):
-            words = f"userspace restores PMEVTYPER0_EL0 of vCPU {v} as {DENIED:#x}, which the filter denies"
-            made.append(Action((state.WRITE_TYPE, v, 0, DENIED, 0), words))
+        made += list(_by_userspace(preset, design))
     return made
 
 
-def _on_cpu(preset: Preset, c: int) -> Iterator[Action]:
+def _on_cpu(preset: Preset, design: int, c: int) -> Iterator[Action]:
     yield Action((state.INTERRUPT, c, 0, 0, 0), f"CPU {c} takes PMUIRQ")
     yield Action((state.ENTER, c, 0, 0, 0), f"CPU {c} enters the guest")
     yield Action((state.EXIT, c, 0, 0, 0), f"CPU {c} exits the guest, for an interrupt")
     yield Action((state.HANDLE, c, 0, 0, 0), f"KVM handles the access that exited on CPU {c}")
     yield Action((state.EXECUTE, c, state.GUEST_EL, 0, 0), f"the guest on CPU {c} executes an instruction at EL1")
+    if preset.at_el0:
+        yield Action((state.EXECUTE, c, state.USER_EL, 0, 0), f"the guest on CPU {c} executes an instruction at EL0")
     yield Action((state.EXECUTE, c, state.HOST_EL, 0, 0), f"the host on CPU {c} executes an instruction at EL2")
-    for name, value in preset.registers:
-        key = sysreg.BY_NAME[name]
-        words = f"reads {name}" if value is None else f"writes {value:#x} to {name}"
-        operands = state.ACCESS, c, key, int(value is not None), value or 0
-        yield Action(operands, f"the guest on CPU {c} {words}")
+    registers = preset.registers
+    if design == FIXED_COUNTERS_ONLY:
+        registers = preset.fixed_registers or FIXED_FEW
+    for name, value in registers:
+        yield _access(c, name, value, 0, "")
+    for name, value in preset.at_el0:
+        yield _access(c, name, value, state.FROM_EL0, ", at EL0")
     yield Action((state.SWITCH_IN, c, 0, 0, 0), f"the next thread comes to CPU {c}, and its vCPU is loaded")
     yield Action((state.SWITCH_OUT, c, 0, 0, 0), f"the thread on CPU {c} is preempted, and its vCPU put")
     for to in range(preset.cpus):
         if to != c:
             yield Action((state.MOVE, c, to, 0, 0), f"the scheduler moves a thread from CPU {c} to CPU {to}")
     yield Action((state.ROTATE, c, 0, 0, 0), f"perf rotates the events of CPU {c}")
+
+
+def _access(c: int, name: str, value: int | None, how: int, where: str) -> Action:
+    words = f"reads {name}" if value is None else f"writes {value:#x} to {name}"
+    operands = state.ACCESS, c, sysreg.BY_NAME[name], int(value is not None) | how, value or 0
+    return Action(operands, f"the guest on CPU {c} {words}{where}")
+
+
+def _by_userspace(preset: Preset, design: int) -> Iterator[Action]:
+    for v in range(preset.vcpus):
+        for name, value in preset.restored:
+            if design == FIXED_COUNTERS_ONLY and name.startswith(("PMEVTYPER", "PMEVCNTR")):
+                continue
+            what = ", which the filter denies" if value == DENIED else ""
+            words = f"userspace restores {name} of vCPU {v} as {value:#x}{what}"
+            yield Action((state.WRITE_REGISTER, v, sysreg.BY_NAME[name], value, 0), words)
+    for event in preset.filters:
+        for deny in (1, 0):
+            words = f"userspace lets the VM's event filter {'deny' if deny else 'allow'} event {event:#x}"
+            yield Action((state.SET_FILTER, event, deny, 0, 0), words)
+    if preset.filters and has_events(design):
+        for number in sorted(set(map(preset.counters.index, preset.counters))):
+            yield Action((state.SET_PMU, number, 0, 0, 0), f"userspace gives the VM the PMU of CPU {number}")
+        yield Action((state.SET_FIXED, 0, 0, 0, 0), "userspace sets FIXED_COUNTERS_ONLY")

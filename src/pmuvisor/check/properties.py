@@ -7,13 +7,16 @@ changed; the first that does not hold ends an exploration.
 from __future__ import annotations
 
 from pmuvisor.arch import pmu
+from pmuvisor.arch.events import CPU_CYCLES
 from pmuvisor.arch.sysreg import CYCLE, MDCR_HPMN, PMCR_E
+from pmuvisor.check import upstream
 from pmuvisor.check.model import Property
 from pmuvisor.check.state import HostView, Machine
-from pmuvisor.kvm import filters
-from pmuvisor.kvm.vcpu import FREE, GUEST_OWNED, LAZY, Vcpu, Vm
+from pmuvisor.kvm import emulated, filters
+from pmuvisor.kvm import world as worlds
+from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, FREE, GUEST_OWNED, LAZY, Vcpu, Vm
 from pmuvisor.linux import arm_pmuv3
-from pmuvisor.linux.host import NO_TASK, NO_VCPU, STATE_ACTIVE, Cpu
+from pmuvisor.linux.host import NO_TASK, NO_VCPU, Cpu
 
 HPMN_LEGAL = 0
 ISOLATION = 1
@@ -26,6 +29,7 @@ OVERFLOWS = 7
 DELIVERED = 8
 COSTS_NOTHING = 9
 READS = 10
+ATTRIBUTES = 11
 
 ALL = (
     Property("hpmn-legal", "MDCR_EL2.HPMN is always legal for the CPU it is on", "Arm ARM, MDCR_EL2.HPMN"),
@@ -74,6 +78,11 @@ ALL = (
         "reads",
         "a guest reads what its own PMU would have read, and takes the same exceptions",
         "Arm ARM, PMUv3 registers",
+    ),
+    Property(
+        "attributes",
+        "a VM's event filter was made when it had the PMU that it has",
+        "KVM_ARM_VCPU_PMU_V3_SET_PMU; [PATCH v7 3/4] KVM: arm64: PMU: Introduce FIXED_COUNTERS_ONLY",
     ),
 )
 EVERY = (1 << len(ALL)) - 1
@@ -152,13 +161,8 @@ def counts_of_host_are_exact(m: Machine) -> bool:
     """Every event's count, with what is still in its counter, is what happened while it was scheduled."""
     for number in range(len(m.world.host.events)):
         event = m.world.host.events[number]
-        if event.attached == 1:
-            count = event.count
-            if event.state == STATE_ACTIVE:
-                cpu = m.world.host.cpus[event.cpu]
-                count += (arm_pmuv3.read_counter(cpu, event) - event.prev_count) & arm_pmuv3.max_period(cpu, event)
-            if count != event.seen:
-                return False
+        if event.attached == 1 and event.count + upstream.uncounted(m.world.host, event) != event.seen:
+            return False
     return True
 
 
@@ -176,23 +180,26 @@ def host_is_whole(m: Machine, c: int) -> bool:
 # ---- a guest's --------------------------------------------------------------------------------------------
 
 
+def counter_value(m: Machine, v: int, i: int) -> int:
+    """Return what counter `i` of a guest holds, wherever the vCPU is: world.counter_value() that changes nothing."""
+    vcpu = m.world.vcpus[v]
+    if worlds.is_emulated(m.world.vms[m.world.vm_of[v]]):
+        return upstream.counter_value(m, v, i)
+    if is_on_cpu(vcpu):
+        return pmu.counter_value(m.world.host.cpus[cpu_of(m, v)].pe, i)
+    return emulated.register_value(vcpu, i)
+
+
 def counts_of_guest_are_exact(m: Machine, v: int, filtered: int) -> bool:
     """Each counter holds what a PMU's of its own would: those of denied events if `filtered` is 1, else the others."""
-    vcpu, mirror = m.world.vcpus[v], m.mirrors[v].pe
+    mirror = m.mirrors[v]
     vm = m.world.vms[m.world.vm_of[v]]
-    pe = m.world.host.cpus[cpu_of(m, v)].pe
-    on_cpu = is_on_cpu(vcpu)
     for i in range(vm.nr_counters):
-        value = vcpu.evcntr[i]
-        if on_cpu:
-            value = pe.evcntr[i]
-        denied = 1 - filters.event_allowed(vm, m.mirrors[v].evtyper[i] & pmu.EVENT_FIELD)
-        if value != mirror.evcntr[i] and denied == filtered:
+        denied = 1 - filters.event_allowed(vm, mirror.evtyper[i] & pmu.EVENT_FIELD)
+        if counter_value(m, v, i) != mirror.pe.evcntr[i] and denied == filtered:
             return False
-    value = vcpu.ccntr
-    if on_cpu:
-        value = pe.ccntr
-    return filtered == 1 or value == mirror.ccntr
+    denied = 1 - filters.event_allowed(vm, CPU_CYCLES)
+    return denied != filtered or counter_value(m, v, CYCLE) == mirror.pe.ccntr
 
 
 def registers_are_the_guests(m: Machine, v: int) -> bool:
@@ -200,7 +207,7 @@ def registers_are_the_guests(m: Machine, v: int) -> bool:
     vcpu, mirror = m.world.vcpus[v], m.mirrors[v]
     vm = m.world.vms[m.world.vm_of[v]]
     mine = implemented(vm)
-    changed = vcpu.ccfiltr ^ mirror.pe.ccfiltr
+    changed = vcpu.ccfiltr ^ mirror.ccfiltr
     for i in range(vm.nr_counters):
         changed |= vcpu.evtyper[i] ^ mirror.evtyper[i]
     if is_on_cpu(vcpu):
@@ -217,7 +224,9 @@ def overflows_are_the_guests(m: Machine, v: int) -> bool:
     """What the guest's PMOVS shows, in KVM's memory or still in the hardware, is what its counters overflowed."""
     vcpu = m.world.vcpus[v]
     ovs = vcpu.ovs
-    if is_on_cpu(vcpu):
+    if worlds.is_emulated(m.world.vms[m.world.vm_of[v]]):
+        ovs |= upstream.pending(m, v)
+    elif is_on_cpu(vcpu):
         ovs |= m.world.host.cpus[cpu_of(m, v)].pe.ovs
     mine = implemented(m.world.vms[m.world.vm_of[v]])
     return (ovs ^ m.mirrors[v].pe.ovs) & mine == 0
@@ -236,6 +245,17 @@ def costs_nothing(m: Machine, v: int) -> bool:
         return True
     cpu = m.world.host.cpus[cpu_of(m, v)]
     return vcpu.residency == FREE and cpu.hw.cntr_mask == arm_pmuv3.all_counters(cpu)
+
+
+def filter_is_of_its_pmu(m: Machine) -> bool:
+    """The filter speaks of the events of the VM's PMU, and FIXED_COUNTERS_ONLY came first if it came at all."""
+    vm = m.world.vms[0]
+    if m.filter_of == 0:
+        return True
+    fixed = pmu.equal(vm.design, FIXED_COUNTERS_ONLY)
+    if fixed == 0 and m.filter_fixed == 1 and not upstream.excuses(m, upstream.FILTER_OF_FIXED):
+        return False
+    return m.filter_of == vm.pmu + 1 and fixed <= m.filter_fixed
 
 
 def read_is_right(m: Machine) -> bool:

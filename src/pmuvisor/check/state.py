@@ -10,11 +10,12 @@ from typing import Annotated
 
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.kvm.world import World
-from pmuvisor.records import U1, U16, U33, U64, Bits, Each, Role, record
+from pmuvisor.records import U1, U8, U16, U32, U33, U64, Bits, Each, Role, record
 
 # Kinds of actions, with their operands
 ACCESS = 0
-"""The guest on CPU a executes an MRS (c = 0) or MSR (c = 1) of register b, writing d. A trap exits."""
+"""The guest on CPU a executes an MRS (bit 0 of c clear) or MSR of register b, writing d, at EL0 if c has FROM_EL0. A
+trap exits."""
 HANDLE = 1
 """KVM handles the access that has exited, on CPU a."""
 EXECUTE = 2
@@ -37,8 +38,16 @@ CLOSE = 10
 """Event b is closed."""
 ROTATE = 11
 """The multiplexing timer of CPU a fires."""
-WRITE_TYPE = 12
-"""Userspace writes c to PMEVTYPER<b>_EL0 of vCPU a, which is not loaded (KVM_SET_ONE_REG)."""
+WRITE_REGISTER = 12
+"""Userspace writes c to register b of vCPU a, which is not loaded (KVM_SET_ONE_REG)."""
+SET_FILTER = 13
+"""Userspace lets the VM's filter deny event a (b = 1) or allow it, before a vCPU has run (KVM_ARM_VCPU_PMU_V3_FILTER).
+"""
+SET_PMU = 14
+"""Userspace gives the VM the host's PMU a, before a vCPU has run (KVM_ARM_VCPU_PMU_V3_SET_PMU)."""
+SET_FIXED = 15
+"""Userspace sets KVM_ARM_VCPU_PMU_V3_FIXED_COUNTERS_ONLY, before a vCPU has run."""
+FROM_EL0 = 2
 
 # Machine.left, by what an action takes of it
 ACCESSES = 0
@@ -48,7 +57,7 @@ EVENTS = 3
 SETTINGS = 4
 BUDGETS = 5
 
-GUEST_EL, HOST_EL = 1, 2
+USER_EL, GUEST_EL, HOST_EL = 0, 1, 2
 
 
 @record
@@ -58,13 +67,16 @@ class Mirror:
     pe: Pe
     """Its registers; event types as they are to count, those that the VM's filter denies not at all."""
     evtyper: Annotated[list[int], Each("event_counters", 32)]
-    """The event types as the guest is to read them."""
+    """The event types as the guest is to read them,"""
+    ccfiltr: U32
+    """and PMCCFILTR_EL0."""
     touched: U1
     """The guest has accessed its PMU since it was reset."""
     trapped: U1
     """An access has exited and waits for KVM to handle it."""
     key: U16
     write: U1
+    el: U1
     value: U64
 
 
@@ -90,6 +102,14 @@ class Machine:
     """How many actions of each sort may still happen."""
     asked: U16
     """Which properties are asked for: bit p for `properties.ALL[p]`."""
+    excused: U8
+    """What of upstream's that is known to be inexact is let be: bit b for `upstream.ALL[b]`."""
+    ran: U1
+    """A vCPU has run: no attribute can be set any more. It is 1 from the beginning where none is to be set."""
+    filter_of: U8
+    """Which PMU the VM had when its event filter was made, and one; 0: it has had its filter all along."""
+    filter_fixed: U1
+    """It had FIXED_COUNTERS_ONLY then."""
     before: Annotated[HostView, Role.LEDGER]
     """Scratch of a step."""
     outcome: Annotated[int, Bits(4), Role.LEDGER]

@@ -7,10 +7,31 @@ from __future__ import annotations
 
 from pmuvisor.arch import pmu, traps
 from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
-from pmuvisor.arch.sysreg import CYCLE, FILTER_NSH, FILTER_P, FILTER_U, INSTRUCTION, PMXEVTYPER_EL0, is_pmevtyper
-from pmuvisor.check import properties
+from pmuvisor.arch.sysreg import (
+    CYCLE,
+    FILTER_NSH,
+    FILTER_P,
+    FILTER_U,
+    INSTRUCTION,
+    PMCCFILTR_EL0,
+    PMCCNTR_EL0,
+    PMCNTENCLR_EL0,
+    PMCNTENSET_EL0,
+    PMCR_C,
+    PMCR_EL0,
+    PMCR_P,
+    PMINTENCLR_EL1,
+    PMINTENSET_EL1,
+    PMOVSCLR_EL0,
+    PMOVSSET_EL0,
+    PMXEVCNTR_EL0,
+    PMXEVTYPER_EL0,
+    is_pmevtyper,
+)
+from pmuvisor.check import properties, upstream
 from pmuvisor.check.model import BROKEN, DONE, NOT_NOW
 from pmuvisor.check.properties import (
+    ATTRIBUTES,
     COSTS_NOTHING,
     DELIVERED,
     FILTERED,
@@ -22,6 +43,7 @@ from pmuvisor.check.properties import (
     ISOLATION,
     OVERFLOWS,
     READS,
+    cpu_of,
     resident,
 )
 from pmuvisor.check.state import (
@@ -33,6 +55,7 @@ from pmuvisor.check.state import (
     EXECUTE,
     EXECUTIONS,
     EXIT,
+    FROM_EL0,
     GUEST_EL,
     HANDLE,
     HOST_EL,
@@ -40,17 +63,24 @@ from pmuvisor.check.state import (
     MOVE,
     OPEN,
     ROTATE,
+    SET_FILTER,
+    SET_FIXED,
+    SET_PMU,
     SETTINGS,
     SWITCH_IN,
     SWITCH_OUT,
     SWITCHES,
+    USER_EL,
     Machine,
 )
-from pmuvisor.kvm import access, filters
+from pmuvisor.kvm import access, emulated, filters, restored
 from pmuvisor.kvm import world as worlds
-from pmuvisor.kvm.vcpu import Vcpu
+from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, Vcpu
 from pmuvisor.linux import activity, perf, sched
 from pmuvisor.linux.host import NO_COUNTER, NO_TASK, NO_VCPU, STATE_INACTIVE, PerfEvent
+
+NO_EXCEPTION, UNDEFINED, TRAP = 0, 1, 2
+"""What a guest takes instead of what it wanted to do."""
 
 
 def step(m: Machine, kind: int, a: int, b: int, c: int, d: int) -> int:
@@ -61,6 +91,9 @@ def step(m: Machine, kind: int, a: int, b: int, c: int, d: int) -> int:
     done = happen(m, kind, a, b, c, d)
     if done == NOT_NOW:
         return NOT_NOW
+    for v in range(len(m.world.vcpus)):
+        if has_events(m, v):
+            upstream.follow(m, v)
     result = judge_step(m, kind, a)
     tidy(m)
     return result
@@ -97,7 +130,20 @@ def host_acts(m: Machine, kind: int, a: int, b: int, c: int) -> int:
         return event_closes(m, b)
     if kind == ROTATE:
         return events_rotate(m, a)
-    return type_restored(m, a, b, c)
+    return userspace_acts(m, kind, a, b, c)
+
+
+def userspace_acts(m: Machine, kind: int, a: int, b: int, c: int) -> int:
+    """Let something happen that the VMM does."""
+    if m.left[SETTINGS] == 0:
+        return NOT_NOW
+    if kind == SET_FILTER:
+        return filter_set(m, a, b)
+    if kind == SET_PMU:
+        return pmu_set(m, a)
+    if kind == SET_FIXED:
+        return fixed_set(m)
+    return register_restored(m, a, b, c)
 
 
 def spend(m: Machine, budget: int) -> int:
@@ -108,6 +154,16 @@ def spend(m: Machine, budget: int) -> int:
     return 1
 
 
+def has_events(m: Machine, v: int) -> bool:
+    """Tell whether the counters of a vCPU are perf events."""
+    return worlds.is_emulated(m.world.vms[m.world.vm_of[v]])
+
+
+def excuses(m: Machine, v: int, number: int) -> bool:
+    """Tell whether a thing that upstream does not do for vCPUs with perf events is let be."""
+    return has_events(m, v) and upstream.excuses(m, number)
+
+
 def in_guest(m: Machine, c: int) -> bool:
     """Tell whether CPU `c` executes a guest."""
     return m.world.host.cpus[c].pe.tge == 0
@@ -116,24 +172,41 @@ def in_guest(m: Machine, c: int) -> bool:
 # ---- the guest --------------------------------------------------------------------------------------------
 
 
-def guest_accesses(m: Machine, c: int, key: int, write: int, value: int) -> int:
-    """The guest on CPU `c` executes an MRS or MSR at EL1: the hardware carries it out, or it exits."""
+def guest_accesses(m: Machine, c: int, key: int, how: int, value: int) -> int:
+    """The guest on CPU `c` executes an MRS or MSR at EL1, or EL0: the hardware carries it out, or it exits."""
     if not in_guest(m, c) or m.left[ACCESSES] == 0:
         return NOT_NOW
     v = resident(m, c)
     mirror = m.mirrors[v]
+    write = how & 1
+    el = GUEST_EL
+    if how >= FROM_EL0:
+        el = USER_EL
     m.left[ACCESSES] -= 1
     properties.view_host(m, c)
-    if traps.access(m.world.host.cpus[c].pe, GUEST_EL, key, write) == traps.TRAP_EL2:
-        worlds.vcpu_exit(m.world, c, v)
+    if traps.access(m.world.host.cpus[c].pe, el, key, write) == traps.TRAP_EL2:
+        exits(m, c, v)
         mirror.trapped = 1
         mirror.key = key
         mirror.write = write
+        mirror.el = el
         mirror.value = value
         return DONE
-    m.outcome = access.guest_access(m.world, c, v, GUEST_EL, key, write, value, 0)
-    ought_to_access(m, v, key, write, value)
+    m.outcome = access.guest_access(m.world, c, v, el, key, write, value, 0)
+    ought_to_access(m, v, el, key, write, value)
     return DONE
+
+
+def exits(m: Machine, c: int, v: int) -> None:
+    """The guest on CPU `c` exits. Interrupts are enabled next (kvm_arch_vcpu_ioctl_run()): PMUIRQ is taken if it is up.
+
+    It may come later, which matters where the overflow would be lost, and that is excused (`upstream.LATE_INTERRUPT`).
+    """
+    worlds.vcpu_exit(m.world, c, v)
+    if excuses(m, v, upstream.LATE_INTERRUPT):
+        if pmu.check_for_pmu_overflow(m.world.host.cpus[c].pe) == 1:
+            worlds.handle_irq(m.world, c, v)
+        properties.view_host(m, c)
 
 
 def kvm_handles(m: Machine, c: int) -> int:
@@ -144,65 +217,106 @@ def kvm_handles(m: Machine, c: int) -> int:
     mirror = m.mirrors[v]
     properties.view_host(m, c)
     mirror.trapped = 0
-    m.outcome = access.handle_trap(m.world, c, v, GUEST_EL, mirror.key, mirror.write, mirror.value, 0)
+    m.outcome = access.handle_trap(m.world, c, v, mirror.el, mirror.key, mirror.write, mirror.value, 0)
     if m.outcome == access.AGAIN:
         m.left[ACCESSES] += 1
         mirror.touched = 1
     else:
-        ought_to_access(m, v, mirror.key, mirror.write, mirror.value)
+        ought_to_access(m, v, mirror.el, mirror.key, mirror.write, mirror.value)
     mirror.key = 0
     mirror.write = 0
+    mirror.el = 0
     mirror.value = 0
     return DONE
 
 
-def ought_to_access(m: Machine, v: int, key: int, write: int, value: int) -> None:
+def ought_to_access(m: Machine, v: int, el: int, key: int, write: int, value: int) -> None:
     """Let the access happen to the PMU that the guest believes to have; keep what was read, and ought to be."""
     mirror = m.mirrors[v]
     mirror.touched = 1
-    undefined = m.outcome in (access.UNDEFINED, access.TRAPPED_UNDEFINED)
-    if traps.access(mirror.pe, GUEST_EL, key, write) == traps.UNDEFINED:
-        m.expected = 1
-        m.read = int(undefined)
-    elif undefined:
-        m.read = 1
-    elif write == 0:
+    key = meant(m, v, key)
+    m.expected = exception_of(traps.access(mirror.pe, el, key, write))
+    m.read = exception_taken(m, v, m.expected)
+    if m.expected != NO_EXCEPTION or m.read != NO_EXCEPTION:
+        return
+    if write == 0:
         m.read = m.world.vcpus[v].value
-        m.expected = ought_to_read(m, v, key)
-    elif is_type(key):
+        m.expected = ought_to_read(m, v, el, key)
+    elif is_control(key):
         set_type(m, v, pmu.counter_of(mirror.pe, key), value)
     else:
-        pmu.write(mirror.pe, GUEST_EL, key, value)
+        pmu.write(mirror.pe, el, key, value)
 
 
-def is_type(key: int) -> bool:
-    """Tell whether a register is an event counter's type."""
-    return is_pmevtyper(key) or key == PMXEVTYPER_EL0
+def meant(m: Machine, v: int, key: int) -> int:
+    """Return which register an access is to be of: that it is another one can be excused."""
+    cycles = key == PMXEVCNTR_EL0 and m.mirrors[v].pe.selr == CYCLE
+    if cycles and excuses(m, v, upstream.PMXEVCNTR_31):
+        return PMCCNTR_EL0
+    return key
 
 
-def ought_to_read(m: Machine, v: int, key: int) -> int:
+def exception_of(where: int) -> int:
+    """Return the exception that a guest takes where its own PMU sends an access."""
+    if where == traps.UNDEFINED:
+        return UNDEFINED
+    if where == traps.TRAP_EL1:
+        return TRAP
+    return NO_EXCEPTION
+
+
+def exception_taken(m: Machine, v: int, expected: int) -> int:
+    """Return the exception that the guest has taken; what is excused of an emulated one's is what it ought to take."""
+    if m.outcome == access.TO_EL1:
+        return TRAP
+    injected = m.outcome == access.TRAPPED_UNDEFINED
+    if injected and expected == TRAP and excuses(m, v, upstream.EL0_UNDEFINED):
+        return TRAP
+    if m.outcome in (access.UNDEFINED, access.TRAPPED_UNDEFINED):
+        return UNDEFINED
+    return NO_EXCEPTION
+
+
+def is_control(key: int) -> bool:
+    """Tell whether a register is an event counter's type, or the cycle counter's filter."""
+    return is_pmevtyper(key) or key in (PMXEVTYPER_EL0, PMCCFILTR_EL0)
+
+
+def ought_to_read(m: Machine, v: int, el: int, key: int) -> int:
     """Return what a guest ought to read: of an event type what it has written, though that does not count."""
     mirror = m.mirrors[v]
     i = pmu.counter_of(mirror.pe, key)
-    if is_type(key) and i != CYCLE:
+    if is_control(key) and i != CYCLE:
         return mirror.evtyper[i]
-    return pmu.read(mirror.pe, GUEST_EL, key)
+    if is_control(key):
+        return mirror.ccfiltr
+    return pmu.read(mirror.pe, el, key)
 
 
 def set_type(m: Machine, v: int, i: int, value: int) -> None:
-    """Set an event type of the PMU that a guest believes to have, or its cycle counter's filter where `i` is CYCLE.
-
-    A denied event counts at no level of the guest.
-    """
+    """Set an event type of the PMU that a guest believes to have, or its cycle counter's filter where `i` is CYCLE."""
     mirror = m.mirrors[v]
     if i == CYCLE:
-        mirror.pe.ccfiltr = value & pmu.filter_bits(mirror.pe) & ~(1 << FILTER_NSH)
-        return
-    value &= pmu.evtyper_bits(mirror.pe, i) & ~(1 << FILTER_NSH) & 0xFFFF_FFFF
-    mirror.evtyper[i] = value
-    mirror.pe.evtyper[i] = value
-    if filters.event_denied(m.world.vms[m.world.vm_of[v]], value & pmu.EVENT_FIELD) == 1:
-        mirror.pe.evtyper[i] = (value & pmu.EVENT_FIELD) | (1 << FILTER_P) | (1 << FILTER_U)
+        mirror.ccfiltr = value & pmu.filter_bits(mirror.pe) & ~(1 << FILTER_NSH)
+    else:
+        mirror.evtyper[i] = value & pmu.evtyper_bits(mirror.pe, i) & ~(1 << FILTER_NSH) & 0xFFFF_FFFF
+    apply_filter(m, v, i)
+
+
+def apply_filter(m: Machine, v: int, i: int) -> None:
+    """Let a counter count what its type says. A denied event counts at no level of the guest."""
+    mirror = m.mirrors[v]
+    vm = m.world.vms[m.world.vm_of[v]]
+    excluded = (1 << FILTER_P) | (1 << FILTER_U)
+    if i == CYCLE:
+        mirror.pe.ccfiltr = mirror.ccfiltr
+        if filters.event_denied(vm, CPU_CYCLES) == 1:
+            mirror.pe.ccfiltr = excluded
+    else:
+        event = mirror.evtyper[i] & pmu.EVENT_FIELD
+        mirror.pe.evtyper[i] = mirror.evtyper[i]
+        if filters.event_allowed(vm, event) == 0:
+            mirror.pe.evtyper[i] = event | excluded
 
 
 def instruction_retires(m: Machine, c: int, el: int) -> int:
@@ -269,7 +383,7 @@ def kvm_exits(m: Machine, c: int) -> int:
     """Something interrupts the guest on CPU `c`."""
     if not in_guest(m, c):
         return NOT_NOW
-    worlds.vcpu_exit(m.world, c, resident(m, c))
+    exits(m, c, resident(m, c))
     return DONE
 
 
@@ -301,6 +415,7 @@ def thread_comes(m: Machine, c: int) -> int:
     if cpu.current != NO_TASK or cpu.nr_queued == 0:
         return NOT_NOW
     worlds.switch_in(m.world, c, 0)
+    m.ran = 1
     return DONE
 
 
@@ -342,13 +457,98 @@ def events_rotate(m: Machine, c: int) -> int:
     return DONE
 
 
-def type_restored(m: Machine, v: int, i: int, value: int) -> int:
-    """Userspace restores an event type of a vCPU that is not loaded, be it denied or not."""
-    if m.world.vcpus[v].loaded == 1 or spend(m, SETTINGS) == 0:
+# ---- userspace --------------------------------------------------------------------------------------------
+
+
+def register_restored(m: Machine, v: int, key: int, value: int) -> int:
+    """Userspace restores a register of a vCPU that is not loaded, event types denied or not."""
+    vcpu, pe = m.world.vcpus[v], m.mirrors[v].pe
+    if vcpu.loaded == 1 or (is_control(key) and has_events(m, v) and not type_can_be_restored(m, v, key)):
         return NOT_NOW
-    set_type(m, v, i, value)
-    m.world.vcpus[v].evtyper[i] = m.mirrors[v].evtyper[i]
+    m.left[SETTINGS] -= 1
+    restored.set_one_reg(m.world.host, cpu_of(m, v), m.world.vms[m.world.vm_of[v]], vcpu, key, value, 0)
+    if is_control(key):
+        set_type(m, v, pmu.counter_of(pe, key), value)
+        return DONE
+    m.mirrors[v].touched = 1
+    ought_to_be(pe, key, value)
     return DONE
+
+
+def type_can_be_restored(m: Machine, v: int, key: int) -> bool:
+    """Tell whether no perf event counts by the type that would be written, or that is not to be excused."""
+    i = pmu.counter_of(m.mirrors[v].pe, key)
+    attached = m.world.host.events[emulated.event_of(m.world.vcpus[v], i)].attached
+    return attached == 0 or not excuses(m, v, upstream.TYPE_UNDER_EVENT)
+
+
+def ought_to_be(pe: pmu.Pe, key: int, value: int) -> None:
+    """Set a register of the PMU that a guest believes to have: a SET or CLR register is the whole value."""
+    mine = value & (pmu.event_counters(pe) | (1 << CYCLE))
+    if key in (PMCNTENSET_EL0, PMCNTENCLR_EL0):
+        pe.cnten = mine
+    elif key in (PMINTENSET_EL1, PMINTENCLR_EL1):
+        pe.inten = mine
+    elif key in (PMOVSSET_EL0, PMOVSCLR_EL0):
+        pe.ovs = mine
+    elif key == PMCR_EL0:
+        pmu.write(pe, GUEST_EL, key, value & ~(PMCR_P | PMCR_C))
+    else:
+        pmu.write(pe, GUEST_EL, key, value)
+
+
+def filter_set(m: Machine, event: int, deny: int) -> int:
+    """Userspace lets the event filter deny or allow an event; the first one makes the filter."""
+    vm = m.world.vms[0]
+    if m.ran == 1:
+        return NOT_NOW
+    m.left[SETTINGS] -= 1
+    if vm.filter_words == 0:
+        m.filter_of = vm.pmu + 1
+        m.filter_fixed = pmu.equal(vm.design, FIXED_COUNTERS_ONLY)
+    restored.begin_filter(vm, len(vm.denied), deny)
+    restored.filter_event(vm, event, deny)
+    mirrors_follow(m)
+    return DONE
+
+
+def pmu_set(m: Machine, number: int) -> int:
+    """Userspace selects one of the host's PMUs: the guest has its counters, and runs on its CPUs."""
+    vm = m.world.vms[0]
+    if restored.set_pmu_is_refused(vm, m.ran, pmu.equal(vm.pmu, number)):
+        return NOT_NOW
+    m.left[SETTINGS] -= 1
+    restored.leave_fixed_counters_only(vm)
+    vm.pmu = number
+    vm.supported_pmus = 1 << number
+    vm.nr_counters = m.world.host.cpus[emulated.cpu_of_pmu(m.world.host, number)].pe.core.event_counters
+    mirrors_follow(m)
+    return DONE
+
+
+def fixed_set(m: Machine) -> int:
+    """Userspace sets FIXED_COUNTERS_ONLY: no event counters, and every CPU."""
+    vm = m.world.vms[0]
+    if restored.fixed_counters_only_is_refused(vm, m.ran):
+        return NOT_NOW
+    m.left[SETTINGS] -= 1
+    vm.design = FIXED_COUNTERS_ONLY
+    vm.nr_counters = 0
+    for c in range(len(m.world.host.cpus)):
+        vm.supported_pmus |= 1 << m.world.host.cpus[c].pmu
+    mirrors_follow(m)
+    return DONE
+
+
+def mirrors_follow(m: Machine) -> None:
+    """The VM has got other counters, or another filter: what its guests believe to have is that."""
+    for v in range(len(m.mirrors)):
+        pe = m.mirrors[v].pe
+        pe.core.event_counters = m.world.vms[0].nr_counters
+        pe.mdcr_el2 = pe.core.event_counters
+        for i in range(pe.core.event_counters):
+            apply_filter(m, v, i)
+        apply_filter(m, v, CYCLE)
 
 
 # ---- what must hold ---------------------------------------------------------------------------------------
@@ -362,13 +562,16 @@ def breaks(m: Machine, number: int, holds: bool) -> bool:
 def judge_step(m: Machine, kind: int, a: int) -> int:
     """Return DONE, or BROKEN + the first property that does not hold after an action of `kind` on `a`."""
     if kind in (ACCESS, HANDLE):
-        isolated = m.outcome == access.AGAIN or properties.is_isolated(m, a, resident(m, a))
+        moved = m.outcome == access.AGAIN or (kind == HANDLE and has_events(m, resident(m, a)))
+        isolated = moved or properties.is_isolated(m, a, resident(m, a))
         if breaks(m, ISOLATION, isolated):
             return BROKEN + ISOLATION
         if breaks(m, READS, properties.read_is_right(m)):
             return BROKEN + READS
     if kind == ENTER and breaks(m, DELIVERED, properties.interrupt_is_delivered(m, resident(m, a))):
         return BROKEN + DELIVERED
+    if breaks(m, ATTRIBUTES, properties.filter_is_of_its_pmu(m)):
+        return BROKEN + ATTRIBUTES
     if breaks(m, HOST_COUNTS, properties.counts_of_host_are_exact(m)):
         return BROKEN + HOST_COUNTS
     for c in range(len(m.world.host.cpus)):
@@ -417,8 +620,30 @@ def tidy(m: Machine) -> None:
     for v in range(len(m.world.vcpus)):
         m.world.vcpus[v].value = 0
         forget_loaded(m.world.vcpus[v])
+        if has_events(m, v):
+            forget_emulated(m, v)
     for number in range(len(host.events)):
         forget_event(host.events[number])
+
+
+def forget_emulated(m: Machine, v: int) -> None:
+    """Nobody looks at what a perf event was that is gone, nor at what is behind the end of its task's list.
+
+    Of a vCPU that is FREE nothing but PMSELR_EL0, PMUSERENR_EL0 and MDCR_EL2 of the host's is to come back.
+    """
+    vcpu = m.world.vcpus[v]
+    for i in range(len(vcpu.evcntr) + 1):
+        event = m.world.host.events[vcpu.first_event + i]
+        if event.attached == 0:
+            perf.init_event(event, vcpu.first_event + i)
+            event.pmu = 0
+            event.config = 0
+            event.overflow_handler = 0
+    ctx = m.world.host.tasks[vcpu.task].ctx
+    for i in range(ctx.nr_pinned, len(ctx.pinned)):
+        ctx.pinned[i] = 0
+    if vcpu.loaded == 1:
+        m.world.saved[cpu_of(m, v)].pmcr = 0
 
 
 def forget_event(event: PerfEvent) -> None:

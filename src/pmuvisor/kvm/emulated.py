@@ -165,6 +165,13 @@ def set_counter_value(host: Host, c: int, vm: Vm, vcpu: Vcpu, i: int, value: int
     create_perf_event(host, c, vm, vcpu, i, now)
 
 
+def set_counter_value_user(host: Host, c: int, vcpu: Vcpu, i: int, value: int, now: int) -> None:
+    """State kvm_pmu_set_counter_value_user(): the next entry makes a new event for the new value."""
+    release_perf_event(host, vcpu, i, now)
+    set_register_value(host.cpus[c].pe, vcpu, i, value)
+    vcpu.reload_pmu = 1
+
+
 def compute_period(pe: Pe, vm: Vm, vcpu: Vcpu, i: int, value: int) -> int:
     """State compute_period(): how many events are left until a counter of `value` overflows; 0 where it is at zero."""
     if is_64bit(vm, i) and has_64bit_overflow(vcpu, i):

@@ -27,11 +27,8 @@ from pmuvisor.arch.sysreg import (
     PMCCNTR_EL0,
     PMCNTENCLR_EL0,
     PMCNTENSET_EL0,
-    PMCR_C,
     PMCR_EL0,
-    PMCR_LC,
     PMCR_N_SHIFT,
-    PMCR_P,
     PMINTENCLR_EL1,
     PMINTENSET_EL1,
     PMOVSCLR_EL0,
@@ -52,7 +49,7 @@ from pmuvisor.arch.sysreg import (
     pmevcntr,
     pmevtyper,
 )
-from pmuvisor.kvm import emulated
+from pmuvisor.kvm import emulated, restored
 from pmuvisor.kvm import spe as kvm_spe
 from pmuvisor.kvm.uapi.memory import error
 from pmuvisor.kvm.vcpu import implemented_counter_mask
@@ -97,23 +94,26 @@ def _mask_register(key: int, field: str) -> Register:
     def get(vcpu: Vcpu) -> int:
         return int(getattr(vcpu.record, field)) & implemented_counter_mask(vcpu.vm.record)
 
-    def put(vcpu: Vcpu, value: int) -> None:
-        setattr(vcpu.record, field, value & implemented_counter_mask(vcpu.vm.record))
-        vcpu.record.reload_pmu = 1
-
-    return Register(key, get, put)
+    return Register(key, get, _put(key))
 
 
-def _plain_register(key: int, field: str, mask: int) -> Register:
+def _plain_register(key: int, field: str) -> Register:
     """Return a register that is stored as it comes, as far as it has bits."""
 
     def get(vcpu: Vcpu) -> int:
         return int(getattr(vcpu.record, field))
 
-    def put(vcpu: Vcpu, value: int) -> None:
-        setattr(vcpu.record, field, value & mask)
+    return Register(key, get, _put(key))
 
-    return Register(key, get, put)
+
+def _put(key: int) -> Callable[[Vcpu, int], None]:
+    """Return what sets a register in the vCPU's record (kvm.restored)."""
+
+    def put(vcpu: Vcpu, value: int) -> None:
+        system = vcpu.system
+        restored.set_one_reg(system.world.host, system.cpu, vcpu.vm.record, vcpu.record, key, value, system.now)
+
+    return put
 
 
 # ---- PMCR_EL0 ---------------------------------------------------------------------------------------------
@@ -127,18 +127,13 @@ def _get_pmcr(vcpu: Vcpu) -> int:
 def _set_pmcr(vcpu: Vcpu, value: int) -> None:
     """State set_pmcr(): N sets the count before the VM has run; what cannot be is ignored.
 
-    A partitioned VM's count is SET_NR_COUNTERS' alone, as the review of its series asks: N is ignored. P and C zero
-    nothing. KVM stores them where the guest can read them; here they read as zero, as the architecture has it.
+    A partitioned VM's count is SET_NR_COUNTERS' alone, as the review of its series asks: N is ignored.
     """
     n = (value >> PMCR_N_SHIFT) & 31
     vm = vcpu.vm
     if not vm.ran_once and not vm.partitioned() and n <= vm.max_counters():
         vm.set_nr_counters(n)
-    kept = value & emulated.PMCR_MASK & ~(PMCR_P | PMCR_C)
-    if not vm.system.has_32bit_el0:
-        kept |= PMCR_LC
-    vcpu.record.pmcr = kept
-    vcpu.record.reload_pmu = 1
+    restored.set_pmcr(vm.system.world.host, vcpu.record, value)
 
 
 # ---- counters and their types -----------------------------------------------------------------------------
@@ -156,7 +151,7 @@ def _counter(i: int) -> Register:
         if i >= len(vcpu.record.evcntr):
             vcpu.beyond[pmevcntr(i)] = value
         else:
-            vcpu.system.set_counter_value(vcpu, i, value)
+            _put(pmevcntr(i))(vcpu, value)
 
     return Register(pmevcntr(i), get, put)
 
@@ -171,17 +166,13 @@ def _type(i: int) -> Register:
         if i >= len(vcpu.record.evtyper):
             vcpu.beyond[pmevtyper(i)] = value & _HALF
         else:
-            vcpu.record.evtyper[i] = value & _HALF
+            _put(pmevtyper(i))(vcpu, value)
 
     return Register(pmevtyper(i), get, put)
 
 
 def _get_ccntr(vcpu: Vcpu) -> int:
     return vcpu.system.counter_value(vcpu, CYCLE)
-
-
-def _set_ccntr(vcpu: Vcpu, value: int) -> None:
-    vcpu.system.set_counter_value(vcpu, CYCLE, value)
 
 
 # ---- ID_AA64DFR0_EL1 --------------------------------------------------------------------------------------
@@ -291,13 +282,13 @@ REGISTERS: dict[int, Register] = {
             _mask_register(PMCNTENCLR_EL0, "cnten"),
             _mask_register(PMOVSCLR_EL0, "ovs"),
             Register(PMSWINC_EL0, lambda vcpu: 0, _ignore),
-            _plain_register(PMSELR_EL0, "selr", 0x1F),
-            Register(PMCCNTR_EL0, _get_ccntr, _set_ccntr),
-            _plain_register(PMUSERENR_EL0, "userenr", 0xF),
+            _plain_register(PMSELR_EL0, "selr"),
+            Register(PMCCNTR_EL0, _get_ccntr, _put(PMCCNTR_EL0)),
+            _plain_register(PMUSERENR_EL0, "userenr"),
             _mask_register(PMOVSSET_EL0, "ovs"),
             *(_counter(i) for i in range(MAX_EVENT_COUNTERS)),
             *(_type(i) for i in range(MAX_EVENT_COUNTERS)),
-            _plain_register(PMCCFILTR_EL0, "ccfiltr", _HALF),
+            _plain_register(PMCCFILTR_EL0, "ccfiltr"),
         ],
         key=lambda register: register.key,
     )

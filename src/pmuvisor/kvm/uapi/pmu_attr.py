@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ctypes import sizeof
 from typing import TYPE_CHECKING
 
+from pmuvisor.kvm import restored
 from pmuvisor.kvm.uapi import abi
 from pmuvisor.kvm.uapi.abi import kvm_device_attr, kvm_pmu_event_filter
 from pmuvisor.kvm.uapi.memory import error
@@ -124,13 +125,12 @@ def set_pmu(vcpu: Vcpu, addr: int) -> None:
     pmu = next((pmu for pmu in vm.system.pmus if pmu.type == pmu_id), None)
     if pmu is None:
         raise error(errno.ENXIO, f"no PMU of type {pmu_id}")
-    if vm.ran_once or (vm.record.filter_words != 0 and vm.pmu is not pmu):
+    if restored.set_pmu_is_refused(vm.record, int(vm.ran_once), int(vm.pmu is pmu)):
         raise error(errno.EBUSY, "a vCPU has run, or an event filter of another PMU's events is set")
     if vm.partitioned():
         _check_can_partition(pmu)
         _check_partition(pmu, pmu.max_guest_counters)
-    if vm.fixed_counters_only():
-        vm.record.design = EMULATED
+    restored.leave_fixed_counters_only(vm.record)
     vm.set_arm_pmu(pmu)
     vm.pmu_asked_for = True
     vm.set_supported_cpus(pmu.cpus)
@@ -155,7 +155,7 @@ def set_nr_counters(vcpu: Vcpu, addr: int) -> None:
 def set_fixed_counters_only(vcpu: Vcpu, addr: int) -> None:
     """KVM_ARM_VCPU_PMU_V3_FIXED_COUNTERS_ONLY: no event counters, on the CPUs of all PMUs. `addr` is not looked at."""
     vm = vcpu.vm
-    if vm.ran_once or (vm.record.filter_words != 0 and not vm.fixed_counters_only()):
+    if restored.fixed_counters_only_is_refused(vm.record, int(vm.ran_once)):
         raise error(errno.EBUSY, "a vCPU has run, or an event filter was set before")
     vm.record.design = FIXED_COUNTERS_ONLY
     vm.set_nr_counters(0)

@@ -121,7 +121,6 @@ class System:
         self.pmus = self._pmus(reserved_host_counters) if self.pmuver_limit else []
         self.spe = self._spe()
         """What the CPUs have of SPE, if guests may have it."""
-        self.has_32bit_el0 = all(cpu.pe.core.aarch32 for cpu in world.host.cpus)
         self.supported_features = 1 << abi.KVM_ARM_VCPU_PSCI_0_2
         if self.pmus:
             self.supported_features |= 1 << abi.KVM_ARM_VCPU_PMU_V3
@@ -283,12 +282,6 @@ class System:
         A partitioned one's registers are all there is: it has no perf events.
         """
         return emulated.counter_value(self.world.host, self.cpu, vcpu.vm.record, vcpu.record, i, self.now)
-
-    def set_counter_value(self, vcpu: Vcpu, i: int, value: int) -> None:
-        """State kvm_pmu_set_counter_value_user(): the next entry makes a new event for the new value."""
-        emulated.release_perf_event(self.world.host, vcpu.record, i, self.now)
-        emulated.set_register_value(self.world.host.cpus[self.cpu].pe, vcpu.record, i, value)
-        vcpu.record.reload_pmu = 1
 
     # ---- KVM_RUN ------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from ctypes import sizeof
 from typing import TYPE_CHECKING, Any
 
 from pmuvisor.arch.sysreg import PMUV3P0
+from pmuvisor.kvm import restored
 from pmuvisor.kvm.uapi import abi
 from pmuvisor.kvm.uapi.abi import kvm_create_device, kvm_device_attr, kvm_pmu_event_filter, kvm_vcpu_init
 from pmuvisor.kvm.uapi.memory import error
@@ -119,16 +120,9 @@ class Vm:
         """Add a range to the event filter. The first one decides what becomes of all the other events: the opposite."""
         record = self.record
         allow = wanted.action == abi.KVM_PMU_EVENT_ALLOW
-        if record.filter_words == 0:
-            record.filter_words = self.system.nr_events >> 6
-            for word in range(record.filter_words):
-                record.denied[word] = (1 << 64) - 1 if allow else 0
+        restored.begin_filter(record, self.system.nr_events >> 6, int(not allow))
         for event in range(wanted.base_event, wanted.base_event + wanted.nevents):
-            bit = 1 << (event & 63)
-            if allow:
-                record.denied[event >> 6] &= ~bit
-            else:
-                record.denied[event >> 6] |= bit
+            restored.filter_event(record, event, int(not allow))
 
     def set_features(self, features: int) -> None:
         """Set what its vCPUs have. The buffer that a guest with SPE enables is pinned, as the series does it."""
