@@ -309,7 +309,7 @@ HOST, GUEST, OVERFLOW = range(3)
 PROPERTIES = (
     Property("host-counter-kept", "No guest stops or changes a counter that is the host's.", "the partition's purpose"),
     Property("guest-counter-kept", "A guest finds its counters as it left them.", "the partition's purpose"),
-    Property("overflow-kept", "No overflow of a guest's counter is lost, and none invented.", "the partition's purpose"),
+    Property("overflow-kept", "No overflow of a guest's is lost, and none invented.", "the partition's purpose"),
 )
 
 
