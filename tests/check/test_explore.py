@@ -92,9 +92,9 @@ def test_what_varies_survives_packing_and_the_rest_is_the_initial_states(masks: 
     plan = packing.plan(varying)
     assert plan.bits == sum(mask.bit_count() for mask in masks)
     packed = np.empty(plan.words, np.uint64)
-    packing.pack(words, plan.runs, packed)
+    packing.pack(words, plan.moves, plan.ends, packed)
     again = np.empty_like(words)
-    packing.unpack(packed, plan.runs, initial, again)
+    packing.unpack(packed, plan.moves, initial, again)
     assert (again == (words & varying) | (initial & ~varying)).all()
 
 
