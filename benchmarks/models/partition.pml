@@ -1,7 +1,15 @@
 /*
  * The twin of partition.py: the same variables, one d_step for each action, in the same order; so the same states.
- * Build it with -DTICKS=n -DACCESSES=n. What is hidden is no part of a state.
+ * Build it with -DTICKS=n -DACCESSES=n. Scratch variables are hidden, which makes them no part of a state; Spin's
+ * breadth-first search has none hidden (-DSEEN), and then they are 0 in every state.
  */
+#ifdef SEEN
+#define SCRATCH
+#define FORGET i = 0; e = 0; v = 0; x = 0; at = 0; theirs = 0; value = 0; found = 0
+#else
+#define SCRATCH hidden
+#define FORGET skip	/* a d_step does not end in a loop */
+#endif
 #define CPUS 2
 #define VCPUS 2
 #define EVENTS 2
@@ -25,7 +33,7 @@ Cpu cpus[CPUS];
 Vcpu vcpus[VCPUS];
 Event events[EVENTS];
 
-hidden byte i, e, v, x, at, theirs, value, found;
+SCRATCH byte i, e, v, x, at, theirs, value, found;
 
 /* ---- the hardware ---- */
 
@@ -207,7 +215,7 @@ inline verdict() {
 	:: x < VCPUS -> guest_kept(x); overflow_kept(x); x++
 	:: else -> break
 	od;
-	skip	/* a d_step does not end in a loop */
+	FORGET
 }
 
 inline host_kept(c) {
