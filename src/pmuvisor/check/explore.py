@@ -143,7 +143,7 @@ class Exploration:
         space = worker.space
         fixed = ~(self._plan.varying | self._ledger)
         how = self._expand(
-            *(space.row, space.words, worker.clean, self._initial, fixed, self._plan.moves, self._plan.ends),
+            *(space.row, space.words, worker.clean, self._initial, fixed, self._plan.moves),
             *(self._operands, self._states, self._table, first, last),
             *(worker.found, worker.hashes, worker.origins, worker.wider, worker.at),
         )
@@ -173,8 +173,7 @@ class Exploration:
         wider = packing.plan(varying)
         states = np.zeros((len(self._states), wider.words), np.uint64)
         words = self._workers[0].space.words
-        moves = self._plan.moves, wider.moves, wider.ends
-        self._repack(self._states, self._count, *moves, self._initial, words, states)
+        self._repack(self._states, self._count, self._plan.moves, wider.moves, self._initial, words, states)
         self._states, self._plan = states, wider
         self._index(len(self._table))
 

@@ -58,14 +58,9 @@ class Plan:
     varying: Words
     moves: Words
     """Of each move: the word and its bits in the record, by how much they are turned left, the word packed."""
-    ends: npt.NDArray[np.int64]
-    """For each word packed, the end of its moves."""
+    words: int
+    """Words of a packed state."""
     bits: int
-
-    @property
-    def words(self) -> int:
-        """Return the words of a packed state."""
-        return len(self.ends)
 
 
 SPLIT = 8
@@ -77,17 +72,17 @@ def plan(varying: Words) -> Plan:
     """Return the plan for the bits set in `varying`: word by word, always the move that fills most of it."""
     left = varying.copy()
     moves: list[tuple[int, int, int, int]] = []
-    ends: list[int] = []
-    while left.any() or not ends:
+    packed = 0
+    while left.any():
         free = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
         while (best := _best(left, free)) is not None:
             word, bits, turn = best
-            moves.append((word, bits, turn, len(ends)))
+            moves.append((word, bits, turn, packed))
             left[word] &= ~np.uint64(bits)
             free &= ~_turned(np.uint64(bits), np.uint64(turn))
-        ends.append(len(moves))
+        packed += 1
     made = np.array(moves, np.uint64).reshape(-1, 4)
-    return Plan(varying.copy(), made, np.array(ends, np.int64), sum(int(mask).bit_count() for mask in varying))
+    return Plan(varying.copy(), made, max(1, packed), sum(int(mask).bit_count() for mask in varying))
 
 
 def _best(left: Words, free: Any) -> tuple[int, int, int] | None:
@@ -119,15 +114,19 @@ def _turned(bits: Any, by: Any) -> Any:
     return (bits << by) | (bits >> ((np.uint64(WORD) - by) & np.uint64(WORD - 1)))
 
 
-def pack(words: Words, moves: Words, ends: npt.NDArray[np.int64], packed: Words) -> None:
+def pack(words: Words, moves: Words, packed: Words) -> None:
     """Write the varying bits of a record to `packed`."""
-    r = 0
-    for i in range(len(ends)):
-        value = np.uint64(0)
-        while r < ends[i]:
-            value |= _turned(words[moves[r, 0]] & moves[r, 1], moves[r, 2])
-            r += 1
-        packed[i] = value
+    packed[:] = np.uint64(0)
+    for r in range(len(moves)):
+        packed[moves[r, 3]] |= _turned(words[moves[r, 0]] & moves[r, 1], moves[r, 2])
+
+
+def amend(words: Words, clean: Words, moves: Words, packed: Words) -> None:
+    """Make `packed`, which is `clean` packed, what `words` is; few words differ."""
+    for r in range(len(moves)):
+        changed = words[moves[r, 0]] ^ clean[moves[r, 0]]
+        if changed != 0:
+            packed[moves[r, 3]] ^= _turned(changed & moves[r, 1], moves[r, 2])
 
 
 def unpack(packed: Words, moves: Words, initial: Words, words: Words) -> None:
@@ -145,9 +144,10 @@ def copy(source: Words, target: Words) -> None:
         target[i] = source[i]
 
 
-def differs(words: Words, initial: Words, fixed: Words) -> bool:
-    """Tell whether a bit of `fixed` is not as in `initial`."""
+def restore(words: Words, clean: Words, fixed: Words) -> bool:
+    """Make `words` what `clean` is; tell whether a bit of `fixed` was different."""
     found = np.uint64(0)
     for i in range(len(words)):
-        found |= (words[i] ^ initial[i]) & fixed[i]
+        found |= (words[i] ^ clean[i]) & fixed[i]
+        words[i] = clean[i]
     return bool(found != 0)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pmuvisor.check.model import BROKEN, NOT_NOW
-from pmuvisor.check.packing import copy, differs, pack, unpack
+from pmuvisor.check.packing import amend, copy, pack, restore, unpack
 
 FINISHED = 0
 """All that was asked for has been expanded."""
@@ -78,11 +78,11 @@ def index(states: Any, count: int, table: Any) -> None:
         table[find(states[s], h, states, table)] = (h & TAG) | s
 
 
-def repack(old: Any, count: int, old_moves: Any, moves: Any, ends: Any, initial: Any, words: Any, states: Any) -> None:
+def repack(old: Any, count: int, old_moves: Any, moves: Any, initial: Any, words: Any, states: Any) -> None:
     """Pack states by another plan."""
     for s in range(count):
         unpack(old[s], old_moves, initial, words)
-        pack(words, moves, ends, states[s])
+        pack(words, moves, states[s])
 
 
 def sift(found: Any, hashes: Any, origins: Any, first: int, last: int, states: Any, table: Any) -> int:
@@ -111,7 +111,6 @@ def expand(
     initial: Any,
     fixed: Any,
     moves: Any,
-    ends: Any,
     actions: Any,
     states: Any,
     table: Any,
@@ -147,17 +146,19 @@ def expand(
                 at[PROPERTY] = result - BROKEN
                 return VIOLATED
             steps += 1
-            if differs(words, initial, fixed):
+            copy(states[s], found[number])
+            amend(words, clean, moves, found[number])
+            if restore(words, clean, fixed):
                 widened = True
+                step(row[0], actions[a, 0], actions[a, 1], actions[a, 2], actions[a, 3], actions[a, 4])
                 for i in range(len(words)):
-                    wider[i] |= (words[i] ^ initial[i]) & fixed[i]
+                    wider[i] |= (words[i] ^ clean[i]) & fixed[i]
+                copy(clean, words)
             elif not widened:
-                pack(words, moves, ends, found[number])
                 hashes[number] = hashed(found[number])
                 origins[number, 0] = s
                 origins[number, 1] = a
                 number += 1
-            copy(clean, words)
         if number - sifted >= BATCH or s == last - 1:
             number = sift(found, hashes, origins, sifted, number, states, table)
             sifted = number
