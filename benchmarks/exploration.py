@@ -69,4 +69,4 @@ def _defect(defect: Defect, rounds: int) -> Figure:
         if found.violation is None:
             raise NotAsExpectedError(f"{defect.name}: not found")
         steps = len(found.violation.actions)
-    return Figure(f"defect {defect.name}", "s", seconds, note=f"{steps} steps", digits=2)
+    return Figure(f"defect {defect.name}", "s", seconds, note="1 step" if steps == 1 else f"{steps} steps", digits=2)
