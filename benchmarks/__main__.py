@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks import access, compute, host, linux, overflow, profile, report
+from benchmarks import access, compute, exploration, host, linux, overflow, profile, report, spin
 from benchmarks.figures import Benchmark, Options, Section
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -17,6 +17,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     "overflow": overflow.measure,
     "profile": profile.measure,
     "host": host.measure,
+    "spin": spin.measure,
+    "exploration": exploration.measure,
 }
 
 

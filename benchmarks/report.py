@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import qemu
+from benchmarks import qemu, spin
 from benchmarks.figures import Figure, Options, Section
 from pmuvisor import __version__
 
@@ -29,6 +29,7 @@ def machine() -> dict[str, str]:
         "pmuvisor": __version__,
         **versions,
         "peer": qemu.version(),
+        "spin": spin.version(),
     }
 
 
@@ -44,9 +45,8 @@ def _processor() -> str:
 def show(sections: Sequence[Section], about: dict[str, str], options: Options, file: TextIO) -> None:
     """Print all figures as one table, and under it how each came about."""
     console = Console(file=file, highlight=False, width=WIDTH)
-    console.print(
-        f"{about['processor']}\n{_versions(about)}\npeers: {about['peer']}; SimPy {about['simpy']}", markup=False
-    )
+    peers = "; ".join((about["peer"], f"SimPy {about['simpy']}", about["spin"]))
+    console.print(f"{about['processor']}\n{_versions(about)}\npeers: {peers}", markup=False)
     work = "" if options.scale == 1 else f", {options.scale:g} of the usual work"
     console.print(f"median of {options.rounds} rounds{work}; ratio: pmuvisor to peer", markup=False)
     table = Table(box=box.SIMPLE_HEAD, width=WIDTH, padding=(0, 1, 0, 0))

@@ -97,10 +97,19 @@ def test_what_varies_survives_packing_and_the_rest_is_the_initial_states(masks: 
     plan = packing.plan(varying)
     assert plan.bits == sum(mask.bit_count() for mask in masks)
     packed = np.empty(plan.words, np.uint64)
-    packing.pack(words, plan.runs, packed)
+    packing.pack(words, plan.moves, packed)
     again = np.empty_like(words)
-    packing.unpack(packed, plan.runs, initial, again)
+    packing.unpack(packed, plan.moves, initial, again)
     assert (again == (words & varying) | (initial & ~varying)).all()
+    changed = again.copy()
+    changed[rng.randrange(len(masks))] ^= np.uint64(rng.getrandbits(64))
+    packing.amend(changed, again, plan.moves, packed)
+    expected = np.empty_like(packed)
+    packing.pack(changed, plan.moves, expected)
+    assert (packed == expected).all()
+    differs = bool(((changed ^ again) & ~varying).any())
+    assert packing.restore(changed, again, ~varying) == differs
+    assert (changed == again).all()
 
 
 def test_the_ledger_is_no_part_of_a_stored_state() -> None:

@@ -49,7 +49,9 @@ class Worker:
     def __init__(self, model: Model, initial: Any) -> None:
         self.space = Workspace(model.record, model.sizes)
         self.space.store(initial)
+        self.clean = np.zeros_like(self.space.words)
         self.found = np.zeros((0, 1), np.uint64)
+        self.hashes = np.zeros(0, np.int64)
         self.origins = np.zeros((0, 2), np.int32)
         self.wider = np.zeros_like(self.space.words)
         self.at = np.zeros(search.TOLD, np.int64)
@@ -58,6 +60,7 @@ class Worker:
         """Have room for so many candidates, of `words` each."""
         if self.found.shape[1] != words or len(self.found) < candidates:
             self.found = np.empty((candidates, words), np.uint64)
+            self.hashes = np.empty(candidates, np.int64)
             self.origins = np.empty((candidates, 2), np.int32)
 
 
@@ -86,7 +89,7 @@ class Exploration:
         self._states = np.zeros((FIRST_ROOM, self._plan.words), np.uint64)
         self._parents = np.zeros(FIRST_ROOM, np.int32)
         self._causes = np.zeros(FIRST_ROOM, np.int16)
-        self._table: npt.NDArray[np.int32] = np.zeros(0, np.int32)
+        self._table: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._expanded, self._count, self._transitions = 0, 1, 0
         self._level_end, self._depth, self._seconds = 1, 0, 0.0
 
@@ -99,7 +102,7 @@ class Exploration:
     def run(self, progress: Callable[[Result], None] = lambda so_far: None) -> Result:
         """Explore until a property breaks, all states have been expanded, or `interrupted` is set."""
         if len(self._table) == 0:
-            self._index(4 * len(self._states))
+            self._index(2 * len(self._states))
         self._compile()
         begin = time.perf_counter()
         violation = None
@@ -146,8 +149,9 @@ class Exploration:
         space = worker.space
         fixed = ~(self._plan.varying | self._ledger)
         how = self._expand(
-            *(space.row, space.words, self._initial, fixed, self._plan.runs, self._operands),
-            *(self._states, self._table, first, last, worker.found, worker.origins, worker.wider, worker.at),
+            *(space.row, space.words, worker.clean, self._initial, fixed, self._plan.moves),
+            *(self._operands, self._states, self._table, first, last),
+            *(worker.found, worker.hashes, worker.origins, worker.wider, worker.at),
         )
         return int(how)
 
@@ -157,7 +161,7 @@ class Exploration:
         while self._count + number > len(self._states):
             self._grow()
         arrays = self._states, self._parents, self._causes, self._table
-        self._count = int(self._add(worker.found, worker.origins, number, *arrays, self._count))
+        self._count = int(self._add(worker.found, worker.hashes, worker.origins, number, *arrays, self._count))
         self._transitions += int(worker.at[search.STEPS])
 
     def _way_to(self, state: int, last: int) -> tuple[int, ...]:
@@ -175,7 +179,7 @@ class Exploration:
         wider = packing.plan(varying)
         states = np.zeros((len(self._states), wider.words), np.uint64)
         words = self._workers[0].space.words
-        self._repack(self._states, self._count, self._plan.runs, wider.runs, self._initial, words, states)
+        self._repack(self._states, self._count, self._plan.moves, wider.moves, self._initial, words, states)
         self._states, self._plan = states, wider
         self._index(len(self._table))
 
@@ -183,7 +187,7 @@ class Exploration:
         if len(self._states) == MOST_STATES:
             raise MemoryError(f"more than {MOST_STATES:,} states")
         self._make_room(min(2 * len(self._states), MOST_STATES))
-        self._index(4 * len(self._states))
+        self._index(2 * len(self._states))
 
     def _make_room(self, room: int) -> None:
         self._states = _longer(self._states, room)
@@ -191,7 +195,7 @@ class Exploration:
         self._causes = _longer(self._causes, room)
 
     def _index(self, length: int) -> None:
-        self._table = np.full(length, -1, np.int32)
+        self._table = np.full(length, -1, np.int64)
         self._table_of(self._states, self._count, self._table)
 
     def _result(self, seconds: float, violation: Violation | None) -> Result:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pmuvisor.check.model import BROKEN, NOT_NOW
-from pmuvisor.check.packing import differs, pack, unpack
+from pmuvisor.check.packing import amend, copy, pack, restore, unpack
 
 FINISHED = 0
 """All that was asked for has been expanded."""
@@ -37,108 +37,157 @@ def step(m: Any, kind: int, a: int, b: int, c: int, d: int) -> int:
     return NOT_NOW
 
 
-def _hash(packed: Any) -> Any:
+TAG = -1 << 31
+"""Of a place in the table: bits of the hash, where all states have the same below; below them a state's number."""
+BATCH = 1024
+"""Candidates that are looked up together, so that the memory is asked for many places at once."""
+
+
+def hashed(packed: Any) -> Any:
+    """Return the hash of a packed state, a signed integer."""
     h = np.uint64(0x9E3779B97F4A7C15)
     for i in range(len(packed)):
         h = (h ^ packed[i]) * np.uint64(0xFF51AFD7ED558CCD)
         h ^= h >> np.uint64(32)
-    return h
+    return np.int64(h)
 
 
-def find(packed: Any, states: Any, table: Any) -> Any:
-    """Return the place in `table` of a state, or the free one where it belongs."""
-    mask = np.uint64(len(table) - 1)
-    place = _hash(packed) & mask
+def find(packed: Any, h: int, states: Any, table: Any) -> Any:
+    """Return the place in `table` of a state whose hash is `h`, or the free one where it belongs."""
+    mask = len(table) - 1
+    place = h & mask
     while True:
-        other = table[place]
-        if other < 0:
+        entry = table[place]
+        if entry == -1:
             return place
-        same = True
-        for i in range(len(packed)):
-            if states[other, i] != packed[i]:
-                same = False
-                break
-        if same:
-            return place
-        place = (place + np.uint64(1)) & mask
+        if (entry ^ h) & TAG == 0:
+            other = entry & ~TAG
+            same = True
+            for i in range(len(packed)):
+                if states[other, i] != packed[i]:
+                    same = False
+            if same:
+                return place
+        place = (place + 1) & mask
 
 
 def index(states: Any, count: int, table: Any) -> None:
     """Fill an empty table with the first `count` states, which are all different."""
     for s in range(count):
-        table[find(states[s], states, table)] = s
+        h = hashed(states[s])
+        table[find(states[s], h, states, table)] = (h & TAG) | s
 
 
-def repack(old: Any, count: int, old_runs: Any, runs: Any, initial: Any, words: Any, states: Any) -> None:
+def repack(old: Any, count: int, old_moves: Any, moves: Any, initial: Any, words: Any, states: Any) -> None:
     """Pack states by another plan."""
     for s in range(count):
-        unpack(old[s], old_runs, initial, words)
-        pack(words, runs, states[s])
+        unpack(old[s], old_moves, initial, words)
+        pack(words, moves, states[s])
+
+
+def sift(found: Any, hashes: Any, origins: Any, first: int, last: int, states: Any, table: Any) -> int:
+    """Keep of the candidates from `first` to `last`, exclusive, those that are not in the table; return their end."""
+    mask = len(table) - 1
+    entries = np.empty(last - first, np.int64)
+    for i in range(last - first):
+        entries[i] = table[hashes[first + i] & mask]
+    kept = first
+    for i in range(first, last):
+        if entries[i - first] != -1 and table[find(found[i], hashes[i], states, table)] != -1:
+            continue
+        for w in range(found.shape[1]):
+            found[kept, w] = found[i, w]
+        hashes[kept] = hashes[i]
+        origins[kept, 0] = origins[i, 0]
+        origins[kept, 1] = origins[i, 1]
+        kept += 1
+    return kept
 
 
 def expand(
     row: Any,
     words: Any,
+    clean: Any,
     initial: Any,
     fixed: Any,
-    runs: Any,
+    moves: Any,
     actions: Any,
     states: Any,
     table: Any,
     first: int,
     last: int,
     found: Any,
+    hashes: Any,
     origins: Any,
     wider: Any,
     at: Any,
 ) -> int:
     """Expand the states from `first` to `last`, exclusive. What is not in the table is written to `found`.
 
-    `origins` says from which state each candidate comes, and by which action. `at` is told in `FOUND` and its like;
-    `wider` gets the bits that vary though `fixed` has them, and no candidate is complete then.
+    `hashes` has the hash of each candidate, and `origins` from which state it comes, and by which action. `at` is told
+    in `FOUND` and its like; `wider` gets the bits that vary though `fixed` has them, and no candidate is complete then.
+    `clean` is room for the words of the state at hand.
     """
     at[:] = 0
-    packed = np.empty(states.shape[1], np.uint64)
+    number = 0
+    sifted = 0
+    steps = 0
     widened = False
     for s in range(first, last):
-        fresh = False
+        unpack(states[s], moves, initial, clean)
+        copy(clean, words)
         for a in range(len(actions)):
-            if not fresh:
-                unpack(states[s], runs, initial, words)
-                fresh = True
             result = step(row[0], actions[a, 0], actions[a, 1], actions[a, 2], actions[a, 3], actions[a, 4])
             if result == NOT_NOW:
                 continue
-            fresh = False
             if result >= BROKEN:
                 at[STATE] = s
                 at[ACTION] = a
                 at[PROPERTY] = result - BROKEN
                 return VIOLATED
-            at[STEPS] += 1
-            if differs(words, initial, fixed):
+            steps += 1
+            copy(states[s], found[number])
+            amend(words, clean, moves, found[number])
+            if restore(words, clean, fixed):
                 widened = True
+                step(row[0], actions[a, 0], actions[a, 1], actions[a, 2], actions[a, 3], actions[a, 4])
                 for i in range(len(words)):
-                    wider[i] |= (words[i] ^ initial[i]) & fixed[i]
-                continue
-            pack(words, runs, packed)
-            if table[find(packed, states, table)] < 0:
-                found[at[FOUND]] = packed
-                origins[at[FOUND], 0] = s
-                origins[at[FOUND], 1] = a
-                at[FOUND] += 1
+                    wider[i] |= (words[i] ^ clean[i]) & fixed[i]
+                copy(clean, words)
+            elif not widened:
+                hashes[number] = hashed(found[number])
+                origins[number, 0] = s
+                origins[number, 1] = a
+                number += 1
+        if number - sifted >= BATCH or s == last - 1:
+            number = sift(found, hashes, origins, sifted, number, states, table)
+            sifted = number
+    at[STEPS] = steps
+    at[FOUND] = number
     if widened:
         return WIDER
     return FINISHED
 
 
-def add(found: Any, origins: Any, number: int, states: Any, parents: Any, causes: Any, table: Any, count: int) -> int:
+def add(
+    found: Any,
+    hashes: Any,
+    origins: Any,
+    number: int,
+    states: Any,
+    parents: Any,
+    causes: Any,
+    table: Any,
+    count: int,
+) -> int:
     """Add those of the first `number` candidates that are new; return how many states there are then."""
     for i in range(number):
-        place = find(found[i], states, table)
-        if table[place] < 0:
-            table[place] = count
-            states[count] = found[i]
+        h = hashes[i]
+        place = find(found[i], h, states, table)
+        if table[place] == -1:
+            table[place] = (h & TAG) | count
+            for w in range(found.shape[1]):
+                states[count, w] = found[i, w]
             parents[count] = origins[i, 0]
             causes[count] = origins[i, 1]
             count += 1
