@@ -238,14 +238,17 @@ _CHECK = """Explore a small machine: every order in which guests' accesses, inst
 preemptions and migrations, and the host's perf events can happen, within the preset's budgets. It ends with the first
 property that breaks, told as the shortest trace, or when it has been everywhere (docs/check.md). Exit status: 0 nothing
 breaks, 1 a property breaks, 2 bad input, 130 interrupted by Ctrl-C."""
-EXPLORED = ("partitioned", "lazy")
+EXPLORED = ("partitioned", "lazy", "spe")
 EXPLORATIONS = ("tiny", "small", "wide", "fresh", "trapped", "hetero", "icntr")
-"""The presets of check.models, which takes long to import."""
+EXPLORATIONS_OF_SPE = ("spe", "spe-unpinned", "spe-beside", "spe-wide")
+"""The presets of check.models and check.spe.models, which take long to import."""
 
 
 def _add_check(check: argparse.ArgumentParser) -> None:
-    check.add_argument("--design", choices=EXPLORED, help="design of the virtual PMU (default: partitioned)")
-    check.add_argument("--preset", choices=EXPLORATIONS, help="which machine (default: tiny)")
+    check.add_argument(
+        "--design", choices=EXPLORED, help="what is explored (default: partitioned; of a preset spe..., spe)"
+    )
+    check.add_argument("--preset", choices=EXPLORATIONS + EXPLORATIONS_OF_SPE, help="which machine (default: tiny)")
     check.add_argument(
         "--defect",
         metavar="NAME",
@@ -263,14 +266,16 @@ def _add_check(check: argparse.ArgumentParser) -> None:
 
 
 def _check(check: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    from pmuvisor.check import defects, properties
+    from pmuvisor.check import catalogue
     from pmuvisor.lab import checking
 
-    for name, known in (("defect", defects.ALL), ("property", properties.ALL)):
-        names = [each.name for each in known]
+    def known(name: str, names: list[str]) -> None:
         value = getattr(arguments, name)
         if value is not None and value not in names:
             check.error(f"argument --{name}: {value!r}: expected one of {', '.join(names)}")
+
+    known("defect", [each.name for each in catalogue.ALL])
+    known("property", [each.name for each in checking.asked_model(arguments).properties])
     return checking.check(arguments)
 
 

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pmuvisor.check import defects, plain, properties, story
+from pmuvisor.check import catalogue, plain, story
 from pmuvisor.check.defects import Defect
 from pmuvisor.check.explore import CheckpointError, Exploration
 from pmuvisor.check.found import Result
-from pmuvisor.check.models import PRESETS, model
+from pmuvisor.check.model import Model
 from pmuvisor.compiled import Replaced
 from pmuvisor.lab import tables
 from pmuvisor.lab.run import RequestError
@@ -26,20 +26,19 @@ _CHECKPOINT_SECONDS = 10
 PLAIN_STATES = 3_000
 """States in which a defect is sought by CPython, some seconds, before anything is compiled."""
 INTERRUPTED = 130
-_NAMES = [of.name for of in properties.ALL]
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Explore, and print what was found; return the exit status. Raises RequestError."""
-    defect = _named(arguments.defect)
-    design = arguments.design or (defect.design if defect else "partitioned")
-    preset = PRESETS[arguments.preset or (defect.preset if defect else "tiny")]
-    asked = properties.EVERY if arguments.property is None else 1 << _NAMES.index(arguments.property)
+    defect = None if arguments.defect is None else catalogue.defect(arguments.defect)
+    model = asked_model(arguments)
+    names = [of.name for of in model.properties]
+    asked = model.every if arguments.property is None else 1 << names.index(arguments.property)
     path, people = where_to(arguments.json)
     checkpoint = None if arguments.checkpoint is None else Path(arguments.checkpoint)
     if checkpoint is not None:
         check_writable(checkpoint, "checkpoint")
-    exploration = Exploration(model(preset, design), _replaced(defect), asked)
+    exploration = Exploration(model, _replaced(defect), asked)
     if checkpoint is not None and checkpoint.exists():
         _resume(exploration, checkpoint)
     result = _explore(exploration, checkpoint, defect)
@@ -53,6 +52,20 @@ def check(arguments: argparse.Namespace) -> int:
     if result.violation is not None:
         return 1
     return 0 if result.complete else INTERRUPTED
+
+
+def asked_model(arguments: argparse.Namespace) -> Model:
+    """Return the model that is asked for, by its preset and its design or by a defect's. Raises RequestError."""
+    preset, design = arguments.preset, arguments.design
+    if arguments.defect is not None:
+        defect = catalogue.defect(arguments.defect)
+        preset = preset or defect.preset
+        design = design or (defect.design if catalogue.fits(preset, defect.design) else None)
+    preset = preset or catalogue.default_preset(design)
+    design = design or catalogue.default_design(preset)
+    if not catalogue.fits(preset, design):
+        raise RequestError(f"design: {design}: expected one that preset {preset} can be of")
+    return catalogue.named(preset, design)
 
 
 def _resume(exploration: Exploration, path: Path) -> None:
@@ -85,10 +98,6 @@ def _explore(exploration: Exploration, checkpoint: Path | None, defect: Defect |
 def _save(exploration: Exploration, path: Path) -> None:
     with whole_file(path) as file:
         exploration.save(file)
-
-
-def _named(name: str | None) -> Defect | None:
-    return None if name is None else next(defect for defect in defects.ALL if defect.name == name)
 
 
 def _replaced(defect: Defect | None) -> Replaced | None:
@@ -129,7 +138,7 @@ def _as_json(exploration: Exploration, result: Result) -> dict[str, object]:
     broken = None
     if violation is not None:
         broken = {
-            "property": properties.ALL[violation.property].name,
+            "property": exploration.model.properties[violation.property].name,
             "trace": [exploration.model.actions[action].words for action in violation.actions],
         }
     return {
@@ -171,10 +180,10 @@ def _say(what: str) -> None:
 
 def show_defects(arguments: argparse.Namespace) -> int:
     """Print the catalogue, or find every defect in it; return the exit status."""
-    found = [_find(defect) for defect in defects.ALL] if arguments.check else []
+    found = [_find(defect) for defect in catalogue.ALL] if arguments.check else []
     if arguments.json:
         rows: list[dict[str, object]] = [
-            {"name": d.name, "source": d.source, "effect": d.effect, "design": d.design} for d in defects.ALL
+            {"name": d.name, "source": d.source, "effect": d.effect, "design": d.design} for d in catalogue.ALL
         ]
         for row, (name, length) in zip(rows, found, strict=False):
             row |= {"property": name, "trace_length": length}
@@ -183,11 +192,11 @@ def show_defects(arguments: argparse.Namespace) -> int:
     elif arguments.check:
         cells = [
             (d.name, d.design, name, str(length) if length else "not found")
-            for d, (name, length) in zip(defects.ALL, found, strict=True)
+            for d, (name, length) in zip(catalogue.ALL, found, strict=True)
         ]
         tables.show(tables.table(("defect", "design", "breaks", "steps"), cells), sys.stdout)
     else:
-        for defect in defects.ALL:
+        for defect in catalogue.ALL:
             print(f"{defect.name} ({defect.design})")
             for words in (defect.effect, f"Source: {defect.source}"):
                 print(textwrap.fill(words, WIDTH, initial_indent="  ", subsequent_indent="  "))
@@ -197,8 +206,9 @@ def show_defects(arguments: argparse.Namespace) -> int:
 def _find(defect: Defect) -> tuple[str, int]:
     """Return the property that a defect breaks, and the steps of the shortest way; 0 where none is found."""
     _say(defect.name)
-    found = plain.explore(model(PRESETS[defect.preset], defect.design), _replaced(defect))
+    model = catalogue.named(defect.preset, defect.design)
+    found = plain.explore(model, _replaced(defect))
     _say("")
     if found.violation is None:
         return "-", 0
-    return properties.ALL[found.violation.property].name, len(found.violation.actions)
+    return model.properties[found.violation.property].name, len(found.violation.actions)
