@@ -105,7 +105,7 @@ PRESETS = {
         Preset("spe", 1, (1,), (0,), 2, 2, 4, 2, 2, 0, FEW),
         Preset("spe-unpinned", 1, (1,), (), 2, 2, 4, 1, 0, 2, FEW),
         Preset("spe-beside", 1, (1, 0), (0,), 2, 1, 4, 3, 2, 0, FEW),
-        Preset("spe-wide", 2, (1, 1), (0,), 2, 1, 4, 3, 1, 0, MANY),
+        Preset("spe-wide", 2, (1, 1), (0,), 2, 1, 3, 2, 1, 0, MANY),
     )
 }
 

@@ -28,7 +28,7 @@ SERIES = "SPE series, v6"
 ALL = (
     Property(
         "translated",
-        "a buffer is enabled only while the unit translates its addresses by its owner's tables",
+        "a buffer is enabled only while the unit is sure to translate its addresses by its owner's tables",
         f"{SERIES}, patch 22, kvm_vcpu_spe_load(); Arm ARM, ProfilingBufferOwner()",
     ),
     Property(
@@ -134,8 +134,10 @@ def may_be_exposed(spu: Spu) -> int:
     if not enabled or not served:
         return 0
     before, after = regime(spu, spu.seen.e2pb), regime(spu, spu.e2pb)
+    if late & SYNC_E2PB == 0:
+        after = before
+    stayed = spu.in_buffer_of != before or spu.in_buffer_of != after
     moved = late & SYNC_PMBPTR != 0 and (spu.pointer_of != before or spu.pointer_of != after)
-    stayed = spu.in_buffer_of != before or (late & SYNC_E2PB != 0 and spu.in_buffer_of != after)
     return int(stayed or moved)
 
 
@@ -144,6 +146,14 @@ def regime(spu: Spu, e2pb: int) -> int:
     if e2pb == 0:
         return HOST
     return spu.guest
+
+
+def may_lose(spu: Spu) -> int:
+    """Return 1 where the unit has been sampling the kernel up to now, and its buffer is disabled: since the last
+    PSB CSYNC there may be a record that will not be written.
+    """
+    late = spu.unsynchronised & SYNC_PMBLIMITR != 0 and spu.pmblimitr & PMBLIMITR_E == 0
+    return int(late and spe.statistical_profiling_enabled(spu, EL2, 1))
 
 
 def is_translated(m: Machine) -> bool:
@@ -211,7 +221,7 @@ def pmbirq_is_the_hosts(m: Machine, c: int) -> bool:
 
 
 def host_is_profiled_as_it_said(m: Machine, c: int) -> bool:
-    """What the driver has programmed is in the unit, or nothing is where there is no session that could write."""
+    """What the driver has programmed the unit knows, or there is nothing where no session could write."""
     cpu: Cpu = m.world.host.cpus[c]
     spu = cpu.spu
     limit = spu.pmblimitr & PMBLIMITR_E
@@ -221,6 +231,7 @@ def host_is_profiled_as_it_said(m: Machine, c: int) -> bool:
     changed = (spu.pmscr_el2 ^ session.pmscr) | (spu.pmsirr ^ session.pmsirr) | (spu.filter.pmsfcr ^ session.pmsfcr)
     changed |= (spu.filter.pmsevfr ^ session.pmsevfr) | (spu.filter.pmslatfr ^ session.pmslatfr)
     changed |= (spu.pmsicr ^ m.interval[c]) | spu.pmscr_el1 | spu.e2pb
+    changed |= (spu.seen.pmscr_el2 ^ spu.pmscr_el2) | (spu.seen.pmblimitr ^ spu.pmblimitr)
     return changed == 0 and limit == PMBLIMITR_E
 
 

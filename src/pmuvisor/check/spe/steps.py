@@ -132,6 +132,7 @@ def look_at_late_writes(m: Machine) -> None:
 def watched_isb(spu: Spu) -> None:
     """A context synchronization event: so far the unit may have known of some late writes, and not of others."""
     spu.exposed |= properties.may_be_exposed(spu)
+    spu.lost += properties.may_lose(spu)
     spe.isb(spu)
 
 

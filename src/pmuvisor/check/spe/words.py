@@ -24,11 +24,11 @@ _UNIT = {
     "status": "PMBSR_EL1",
     "nr_pending": "records that wait in the unit",
     "in_buffer_of": "the unit's pointer is in the buffer of",
-    "exposed": "a buffer enabled with another's tables",
+    "exposed": "a buffer that may be enabled with another's tables",
     "lost": "records lost",
     "misplaced": "records in another's buffer",
 }
-_SEEN = {"pmblimitr": "the unit knows PMBLIMITR_EL1 as", "e2pb": "the unit knows MDCR_EL2.E2PB as"}
+_SEEN = {"e2pb": "the unit knows MDCR_EL2.E2PB as"}
 _BUFFER = ("pmblimitr", "pmbptr", "pmbsr")
 """The registers that are told where they are in memory, too."""
 _SESSION = {
