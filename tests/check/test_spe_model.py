@@ -13,7 +13,7 @@ import pytest
 from pmuvisor import records
 from pmuvisor.arch import spe as arch_spe
 from pmuvisor.arch.spe import HOST, SYNC_ALL, SYNC_E2PB, SYNC_PMBLIMITR, SYNC_PMBPTR, SYNC_PMBSR, Spu
-from pmuvisor.arch.sysreg import PMBLIMITR_E, PMBSR_S
+from pmuvisor.arch.sysreg import PMBLIMITR_E, PMBSR_EL1, PMBSR_S
 from pmuvisor.check import catalogue, plain, story
 from pmuvisor.check.explore import Exploration
 from pmuvisor.check.found import Violation
@@ -22,9 +22,11 @@ from pmuvisor.check.spe import models, properties, state
 from pmuvisor.check.spe.models import PRESETS, Preset
 from pmuvisor.check.spe.state import Machine
 from pmuvisor.compiled import substituted
+from pmuvisor.kvm import spe as kvm_spe
+from pmuvisor.kvm.vcpu import HostContext, Vcpu, Vm
 
-SHORT = dataclasses.replace(PRESETS["spe"], accesses=1, executions=2, switches=1, openings=1)
-"""Of the same sizes as spe, and so of the same machine code."""
+SHORT = dataclasses.replace(PRESETS["spe"], room=1, accesses=1, executions=1, switches=1, openings=1)
+"""Of the same sizes as spe, and so of the same machine code; the first sample fills a buffer."""
 
 
 def step_of(model: Model, replaced: dict[Callable[..., Any], Callable[..., Any]] | None = None) -> Callable[..., int]:
@@ -197,6 +199,68 @@ def test_a_story_says_who_owns_the_buffer_and_that_it_is_full() -> None:
     assert "CPU 0: PMBSR_EL1: 0 -> service, full" in told
     assert "CPU 0: MDCR_EL2.E2PB: the host's -> the guest's" in told
     assert told[-2].startswith("broken: translated: a buffer is enabled only while")
+
+
+# ---- each property can be broken ------------------------------------------------------------------------------
+
+
+def no_barrier(spu: Spu, host: HostContext) -> None:
+    """The host's records are not asked out of the unit before its buffer is disabled."""
+    waiting = spu.nr_pending
+    spu.nr_pending = 0
+    kvm_spe.drain_host(spu, host)
+    spu.nr_pending = waiting
+
+
+def nothing_for_the_guest(vm: Vm, vcpu: Vcpu) -> None:
+    """No entry looks at the guest's PMBSR_EL1."""
+
+
+def status_without_service(spu: Spu, vm: Vm, vcpu: Vcpu, key: int) -> int:
+    """A guest reads PMBSR_EL1 without S."""
+    done = kvm_spe.trapped_read(spu, vm, vcpu, key)
+    if key == PMBSR_EL1:
+        vcpu.value &= ~PMBSR_S
+    return done
+
+
+def host_registers_kept(spu: Spu, host: HostContext, vcpu: Vcpu) -> None:
+    """The guest gets what the host has programmed for itself."""
+    kvm_spe.swap_in(spu, host, vcpu)
+    kvm_spe.restore_sampling(spu, host.spe)
+
+
+def never_profiled(spu: Spu, vm: Vm, vcpu: Vcpu, guest: int) -> None:
+    """The guest's buffer does not come into the unit."""
+
+
+def service_not_taken(spu: Spu, host: HostContext) -> None:
+    """The service that the host's buffer requires is left to its handler."""
+    pmbsr = 0
+    if spu.nr_pending == 0:
+        pmbsr = spu.status
+    kvm_spe.drain_host(spu, host)
+    arch_spe.write(spu, PMBSR_EL1, pmbsr)
+    arch_spe.isb(spu)
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "instead"),
+    [
+        ("kept", kvm_spe.drain_host, no_barrier),
+        ("delivered", kvm_spe.flush_hwstate, nothing_for_the_guest),
+        ("reads", kvm_spe.trapped_read, status_without_service),
+        ("guest-registers", kvm_spe.swap_in, host_registers_kept),
+        ("profiled", kvm_spe.restore_guest_buffer, never_profiled),
+        ("pmbirq", kvm_spe.drain_host, service_not_taken),
+    ],
+)
+def test_each_property_can_be_broken(name: str, sound: Callable[..., Any], instead: Callable[..., Any]) -> None:
+    model = models.model(PRESETS["spe"])
+    asked = 1 << [each.name for each in properties.ALL].index(name)
+    found = plain.explore(model, {sound: instead}, asked, most=4000)
+    assert found.violation is not None
+    assert properties.ALL[found.violation.property].name == name
 
 
 # ---- what the unit may know ---------------------------------------------------------------------------------
