@@ -85,6 +85,13 @@ def test_every_mutant_runs_once_and_survivors_again_when_the_tests_change(projec
     assert len(state(project)) == 14
 
 
+def test_a_sample_is_the_same_each_time_and_no_larger_than_asked(project: Path) -> None:
+    every = row(mutate(project, "src/toy/thing.py"))[0]
+    some = [row(mutate(project, "src/toy/thing.py", "--one-in", "3", "--fresh"))[0] for _ in range(2)]
+    assert 0 < some[0] < every
+    assert some[0] == some[1]
+
+
 def test_an_endless_loop_ends_at_its_limit(project: Path) -> None:
     # `while False`; `continue`; `return` left out, 2, 0. `while True` is what it was.
     done = mutate(project, "src/toy/thing.py", "--functions", "one")

@@ -32,6 +32,7 @@ import sys
 import time
 import types
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -419,10 +420,13 @@ class Chosen(NamedTuple):
     modules: tuple[str, ...]
     functions: frozenset[str]
     """Only these; all where there are none."""
+    one_in: int = 1
+    """Of their mutants one in so many, by a hash of its number."""
 
-    def has(self, function: str) -> bool:
-        """Tell whether a function is among them."""
-        return not self.functions or function in self.functions
+    def has(self, path: str, number: int, function: str) -> bool:
+        """Tell whether a mutant is among them."""
+        drawn = zlib.crc32(f"{path}:{number}".encode()) % self.one_in == 0
+        return drawn and (not self.functions or function in self.functions)
 
 
 class Campaign:
@@ -476,7 +480,11 @@ class Campaign:
             for mutant in mutants(path, tree):
                 record = self.state.records.get((path, module, mutant.number), {"verdict": "none", "tests": []})
                 undecided = record["verdict"] == "survived" or (record["verdict"] == "none" and not self.slow)
-                if undecided and self.tests_digest not in record["tests"] and self.chosen.has(mutant.function):
+                if (
+                    undecided
+                    and self.tests_digest not in record["tests"]
+                    and self.chosen.has(path, mutant.number, mutant.function)
+                ):
                     yield mutant, module, tree
 
     def _finish_one(self) -> None:
@@ -553,7 +561,9 @@ def report(state: State, chosen: Chosen) -> float:
     for path in chosen.modules:
         module = digest([path])
         mine = [
-            r for key, r in sorted(state.records.items()) if key[:2] == (path, module) and chosen.has(r["function"])
+            record
+            for (of, version, number), record in sorted(state.records.items())
+            if (of, version) == (path, module) and chosen.has(path, number, record["function"])
         ]
         rows[path] = dict.fromkeys(COLUMNS, 0) | {"mutants": len(mine)}
         for record in mine:
@@ -577,6 +587,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tests", nargs="+", metavar="FILE", help="instead of those in tests/ of the same folder name")
     parser.add_argument("--slow", nargs="+", metavar="FILE", help="further tests, for what survives those")
     parser.add_argument("--functions", nargs="+", default=[], metavar="NAME", help="only these, of all the modules")
+    parser.add_argument(
+        "--one-in", type=int, default=1, metavar="N", help="a sample: one mutant in N, always the same (default: all)"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time (default: %(default)s)")
     parser.add_argument("--state", type=Path, default=Path("build/mutation.jsonl"), help="default: %(default)s")
     parser.add_argument("--fresh", action="store_true", help="forget what the state file says")
@@ -597,7 +610,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in [*(options.tests or []), *(options.slow or [])]:
             if not Path(path).exists():
                 raise Failure(f"{path}: expected a file of tests, or a folder of such")
-        chosen = Chosen(tuple(options.modules), frozenset(options.functions))
+        chosen = Chosen(tuple(options.modules), frozenset(options.functions), max(1, options.one_in))
         tests = options.tests or tests_of(options.modules)
         Campaign(chosen, tests, state, options.jobs).run()
         if options.slow:

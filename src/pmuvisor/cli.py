@@ -8,8 +8,12 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from pmuvisor import __version__
+
+if TYPE_CHECKING:
+    from pmuvisor.own import OwnDesign
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED, EXIT_NO_READER = 2, 130, 141
 _UNITS = {"K": 10, "M": 20, "G": 30}
@@ -55,15 +59,16 @@ def _file(text: str) -> str:
     return text
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(own: OwnDesign | None = None) -> argparse.ArgumentParser:
+    """Return the parser; `own` is one more design, and the one that is meant where none is named."""
     parser = argparse.ArgumentParser(
         prog="pmuvisor", description="Run arm64 guests on a virtualized PMU, and see what virtualizing it cost."
     )
     parser.add_argument("--version", action="version", version=f"pmuvisor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_run(commands.add_parser("run", help="run a guest, or a scenario", description=_RUN, epilog=_RUN_MORE))
+    _add_run(commands.add_parser("run", help="run a guest, or a scenario", description=_RUN, epilog=_RUN_MORE), own)
     compare = "run a guest or a scenario under each design, and compare"
-    _add_compare(commands.add_parser("compare", help=compare, description=_COMPARE, epilog=_COMPARE_MORE))
+    _add_compare(commands.add_parser("compare", help=compare, description=_COMPARE, epilog=_COMPARE_MORE), own)
     conform = commands.add_parser("conform", help="compare with QEMU's or KVM's answers", description=_CONFORM)
     _add_conform(conform)
     guest = commands.add_parser("guest", help="get guests", description="Get guests that do not come with pmuvisor.")
@@ -75,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     designs = commands.add_parser("designs", help="show the designs of the virtual PMU", description=_DESIGNS)
     designs.add_argument("--json", action="store_true", help="print JSON")
     designs.set_defaults(handler=_show_designs)
-    _add_check(commands.add_parser("check", help="explore every interleaving of a small machine", description=_CHECK))
+    explore = "explore every interleaving of a small machine"
+    _add_check(commands.add_parser("check", help=explore, description=_CHECK), own)
     known = commands.add_parser("defects", help="show the catalogue of known defects", description=_DEFECTS)
     known.add_argument("--check", action="store_true", help="find each, and print how long its shortest trace is")
     known.add_argument("--json", action="store_true", help="print JSON")
@@ -101,13 +107,18 @@ A scenario takes no option but
 --json, --compile and --costs, and ends with 0 when its time is over."""
 
 
-def _add_run(run: argparse.ArgumentParser) -> None:
+def _add_run(run: argparse.ArgumentParser, own: OwnDesign | None) -> None:
     run.add_argument(
         "guest",
         metavar="GUEST",
         help="demo, elapsed, spe, linux, a file (arm64 Image, ELF or flat, plain or gzip), or a scenario, FILE.toml",
     )
-    run.add_argument("--design", default="partitioned", choices=list(DESIGNS), help="design of the virtual PMU")
+    run.add_argument(
+        "--design",
+        default="partitioned" if own is None else own.name,
+        choices=_with_own(DESIGNS, own),
+        help="design of the virtual PMU (default: %(default)s)",
+    )
     _add_machine(run)
     run.add_argument(
         "--json",
@@ -186,14 +197,21 @@ Exit status: 0 all guests ended well, 1 one did not, 2 bad input, 130 interrupte
 far. A scenario takes no option but --designs, --json, --plot and --costs."""
 
 
-def _designs(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in DESIGNS or names.count(name) > 1:
-            problem = "twice" if name in DESIGNS else "no design"
-            expected = f"some of {', '.join(DESIGNS)}, each once, with commas between"
-            raise argparse.ArgumentTypeError(f"{name!r}: {problem}: expected {expected}")
-    return names
+def _with_own(designs: tuple[str, ...], own: OwnDesign | None) -> tuple[str, ...]:
+    return designs if own is None else (*designs, own.name)
+
+
+def _designs(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        for name in names:
+            if name not in known or names.count(name) > 1:
+                problem = "twice" if name in known else "no design"
+                expected = f"some of {', '.join(known)}, each once, with commas between"
+                raise argparse.ArgumentTypeError(f"{name!r}: {problem}: expected {expected}")
+        return names
+
+    return parse
 
 
 def _chart(text: str) -> str:
@@ -202,7 +220,8 @@ def _chart(text: str) -> str:
     return _file(text)
 
 
-def _add_compare(compare: argparse.ArgumentParser) -> None:
+def _add_compare(compare: argparse.ArgumentParser, own: OwnDesign | None) -> None:
+    known = _with_own(DESIGNS, own)
     compare.add_argument(
         "guest",
         metavar="GUEST",
@@ -211,9 +230,9 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "--designs",
         metavar="A,B,...",
-        type=_designs,
-        default=DESIGNS,
-        help=f"the first is what others are compared with (default: {','.join(DESIGNS)})",
+        type=_designs(known),
+        default=known,
+        help=f"the first is what others are compared with (default: {','.join(known)})",
     )
     _add_machine(compare)
     compare.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -239,14 +258,16 @@ preemptions and migrations, and the host's perf events can happen, within the pr
 property that breaks, told as the shortest trace, or when it has been everywhere (docs/check.md). Exit status: 0 nothing
 breaks, 1 a property breaks, 2 bad input, 130 interrupted by Ctrl-C."""
 EXPLORED = ("partitioned", "lazy", "spe")
-EXPLORATIONS = ("tiny", "small", "wide", "fresh", "trapped", "hetero", "icntr")
+EXPLORATIONS = ("tiny", "small", "wide", "fresh", "trapped", "hetero", "icntr", "large")
 EXPLORATIONS_OF_SPE = ("spe", "spe-unpinned", "spe-beside", "spe-wide")
 """The presets of check.models and check.spe.models, which take long to import."""
 
 
-def _add_check(check: argparse.ArgumentParser) -> None:
+def _add_check(check: argparse.ArgumentParser, own: OwnDesign | None) -> None:
     check.add_argument(
-        "--design", choices=EXPLORED, help="what is explored (default: partitioned; of a preset spe..., spe)"
+        "--design",
+        choices=_with_own(EXPLORED, own),
+        help="what is explored (default: partitioned; of a preset spe..., spe)",
     )
     check.add_argument("--preset", choices=EXPLORATIONS + EXPLORATIONS_OF_SPE, help="which machine (default: tiny)")
     check.add_argument(
@@ -255,6 +276,28 @@ def _add_check(check: argparse.ArgumentParser) -> None:
         help="with this defect of the catalogue (pmuvisor defects), in its design and preset unless they are given",
     )
     check.add_argument("--property", metavar="NAME", help="ask for this property only (default: all)")
+    check.add_argument(
+        "--set",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="another size or budget than the preset's: counters=2,2 (of each CPU), vcpus, guest_counters, half_bits, "
+        "events=0:cycles:2,1:instructions, accesses, executions, switches, openings, settings, ...; may be repeated",
+    )
+    check.add_argument("--threads", metavar="N", type=_number(1, 256), help="processors to use (default: all)")
+    check.add_argument(
+        "--walks",
+        metavar="N",
+        type=_number(1, 999_999_999),
+        help="make N random walks instead of exploring all: for a machine that is too large, such as --preset large; "
+        "one that breaks a property is shortened to what is needed",
+    )
+    check.add_argument(
+        "--steps", metavar="N", type=_number(1, 1_000_000), default=1000, help="of a walk (default: 1000)"
+    )
+    check.add_argument(
+        "--seed", metavar="N", type=_number(0, 999_999_999), default=1, help="of the first walk (default: 1)"
+    )
     check.add_argument(
         "--checkpoint",
         metavar="FILE",
@@ -269,13 +312,11 @@ def _check(check: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
     from pmuvisor.check import catalogue
     from pmuvisor.lab import checking
 
-    def known(name: str, names: list[str]) -> None:
-        value = getattr(arguments, name)
-        if value is not None and value not in names:
-            check.error(f"argument --{name}: {value!r}: expected one of {', '.join(names)}")
-
-    known("defect", [each.name for each in catalogue.ALL])
-    known("property", [each.name for each in checking.asked_model(arguments).properties])
+    names = [each.name for each in catalogue.ALL]
+    if arguments.defect is not None and arguments.defect not in names:
+        check.error(f"argument --defect: {arguments.defect!r}: expected one of {', '.join(names)}")
+    if arguments.walks is not None and arguments.checkpoint is not None:
+        check.error("argument --checkpoint: of a whole exploration: expected it without --walks")
     return checking.check(arguments)
 
 
@@ -341,12 +382,14 @@ def _check_words(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("argument COMMAND: expected the name of a program after --")
 
 
-_OF_SCENARIO = ("command", "words", "handler", "guest", "json", "compile", "costs", "designs", "plot")
+_OF_SCENARIO = ("command", "words", "own", "handler", "guest", "json", "compile", "costs", "designs", "plot")
 """What a scenario's command line may have, and what the parser adds to it."""
 
 
 def _check_scenario_options(run: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """End with status 2 where a scenario is run with an option that its file decides."""
+    """End with status 2 for a scenario with an option that its file decides, or under somebody's own design."""
+    if arguments.own is not None:
+        run.error(f"argument GUEST: {arguments.guest!r}: a scenario has our designs only: expected a guest")
     for name, value in vars(arguments).items():
         if name == "words" and value is not None:
             run.error(f"argument COMMAND: not of a scenario: expected only {arguments.guest}")
@@ -406,13 +449,13 @@ def _split(argv: Sequence[str]) -> tuple[Sequence[str], Sequence[str] | None]:
     return argv[:at], argv[at + 1 :]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
+def main(argv: Sequence[str] | None = None, own: OwnDesign | None = None) -> int:
+    """Run the command line, to which `own` adds a design; return the exit status."""
     if sys.stdout is None:  # started with none open
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (for as long as the process lives)
     try:
         words, command = _split(list(sys.argv[1:] if argv is None else argv))
-        arguments = _parser().parse_args(words, argparse.Namespace(words=command))
+        arguments = _parser(own).parse_args(words, argparse.Namespace(words=command, own=own))
         status: int = arguments.handler(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:

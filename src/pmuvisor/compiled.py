@@ -15,7 +15,8 @@ import numba
 
 from pmuvisor.numba_whole import Part, Whole
 
-_SEMANTIC = ("pmuvisor.arch.", "pmuvisor.linux.", "pmuvisor.kvm.")
+SEMANTIC = ("pmuvisor.arch.", "pmuvisor.linux.", "pmuvisor.kvm.")
+"""Where semantic functions are: how their modules' names begin."""
 
 
 Replaced = Mapping[Callable[..., Any], Callable[..., Any]]
@@ -50,16 +51,16 @@ def compiled(
         whole = {"cache": bool(cache), "nogil": True, "pipeline_class": Whole}
         return _once(numba.njit(twin, boundscheck=boundscheck, **whole))
 
-    return _Twins(make, (*_SEMANTIC, *also), replaced or {}).of(function, outermost=True)
+    return Twins(make, (*SEMANTIC, *also), replaced or {}).of(function, outermost=True)
 
 
 def substituted(function: Callable[..., Any], replaced: Replaced, *, also: tuple[str, ...] = ()) -> Callable[..., Any]:
     """Return `function` for CPython, with some that it calls, directly or not, replaced. `also` as of `compiled`."""
-    made: Callable[..., Any] = _Twins(lambda twin, outermost: twin, (*_SEMANTIC, *also), replaced).of(function)
+    made: Callable[..., Any] = Twins(lambda twin, outermost: twin, (*SEMANTIC, *also), replaced).of(function)
     return made
 
 
-class _Twins:
+class Twins:
     """Functions made of semantic ones: copies whose global names stand for functions made in the same way."""
 
     def __init__(

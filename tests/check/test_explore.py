@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,6 +118,14 @@ def test_the_ledger_is_no_part_of_a_stored_state() -> None:
     assert ((words ^ space.words) & ~space.ledger() != 0).any()
 
 
+def test_what_is_found_does_not_depend_on_how_many_threads_find_it() -> None:
+    model = models.model(PRESETS["tiny"], "partitioned")
+    one, three = (Exploration(model, threads=threads) for threads in (1, 3))
+    assert dataclasses.replace(one.run(), seconds=0) == dataclasses.replace(three.run(), seconds=0)
+    assert (one._states[: one._count] == three._states[: three._count]).all()
+    assert (one._parents[: one._count] == three._parents[: three._count]).all()
+
+
 # ---- stop and resume ----------------------------------------------------------------------------------------
 
 
@@ -139,6 +152,40 @@ def test_a_resumed_exploration_comes_to_what_one_without_a_stop_comes_to() -> No
     assert 20_000 <= begun < whole.states
     assert (found.states, found.transitions, found.depth) == (whole.states, whole.transitions, whole.depth)
     assert found.complete
+
+
+def test_an_exploration_that_is_killed_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    """Killed by SIGKILL, at a moment of no one's choice, after a checkpoint has been written."""
+    file = tmp_path / "kept"
+    command = [sys.executable, "-c", KEEPING, "check", "--preset", "small", "--checkpoint", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as exploring:
+        deadline = time.monotonic() + 240
+        while not file.exists() and exploring.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.5)
+        exploring.kill()
+    assert exploring.returncode == -signal.SIGKILL
+    resumed = Exploration(models.model(PRESETS["small"], "partitioned"))
+    with file.open("rb") as kept:
+        resumed.resume(kept)
+    begun, expanded = resumed._count, resumed._expanded
+    assert 1 < expanded < begun
+    found = resumed.run()
+    assert begun < found.states
+    assert (found.complete, found.violation) == (True, None)
+    assert (found.states, found.transitions) == SMALL
+
+
+KEEPING = """
+import sys
+from pmuvisor import cli
+from pmuvisor.lab import checking
+checking._CHECKPOINT_SECONDS = 0.1
+sys.exit(cli.main(sys.argv[1:]))
+"""
+SMALL = 2_069_390, 8_897_723
+"""What an exploration of `small` without a stop comes to."""
 
 
 def test_a_file_that_is_not_the_explorations_checkpoint_is_refused() -> None:

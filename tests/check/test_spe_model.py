@@ -21,6 +21,7 @@ from pmuvisor.check.model import BROKEN, DONE, NOT_NOW, Model
 from pmuvisor.check.spe import models, properties, state
 from pmuvisor.check.spe.models import PRESETS, Preset
 from pmuvisor.check.spe.state import Machine
+from pmuvisor.cli import main
 from pmuvisor.compiled import substituted
 from pmuvisor.kvm import spe as kvm_spe
 from pmuvisor.kvm.vcpu import HostContext, Vcpu, Vm
@@ -194,7 +195,8 @@ def test_a_story_says_who_owns_the_buffer_and_that_it_is_full() -> None:
     exploration = Exploration(models.model(PRESETS["spe"]), replaced_by("spe-irq-race"))
     words = [action.words for action in exploration.model.actions]
     way = (OPENS, HOST_SAMPLED, HOST_SAMPLED, COMES, PMBIRQ, SECOND, THIRD)
-    lines = story.tell(exploration, Violation(properties.TRANSLATED, tuple(map(words.index, way))))
+    violation = Violation(properties.TRANSLATED, tuple(map(words.index, way)))
+    lines = story.tell(exploration.model, exploration.replay(violation), violation)
     told = [line.strip() for line in lines]
     assert "CPU 0: PMBSR_EL1: 0 -> service, full" in told
     assert "CPU 0: MDCR_EL2.E2PB: the host's -> the guest's" in told
@@ -261,6 +263,42 @@ def test_each_property_can_be_broken(name: str, sound: Callable[..., Any], inste
     found = plain.explore(model, {sound: instead}, asked, most=4000)
     assert found.violation is not None
     assert properties.ALL[found.violation.property].name == name
+
+
+# ---- the command --------------------------------------------------------------------------------------------
+
+
+def test_a_property_of_the_other_family_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, first in (
+        (["--property", "placed"], "hpmn-legal"),
+        (
+            ["--preset", "spe", "--property", "isolation"],
+            "translated",
+        ),
+    ):
+        assert main(["check", *arguments]) == 2
+        assert f"property {arguments[-1]!r}: expected one of {first}, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("rooms=2", "set: rooms: expected one of cpus, room, accesses,"),
+        ("room=0", "set: room '0': expected a number from 1 to 16"),
+        ("cpus", "set: cpus '': expected a number from 1 to 8"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(change: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--preset", "spe", "--set", change]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_sizes_and_budgets_can_be_set() -> None:
+    model = catalogue.named("spe", changes={"cpus": "2", "room": "1", "accesses": "7"})
+    m: Machine = model.begin(model.every)
+    assert model.title == "spe, spe: 2 CPUs, 1 vCPU"
+    assert m.left[state.ACCESSES] == 7
+    assert m.world.vcpus[0].spe.pmbptr == models.GUEST_BUFFER + 4096 - models.RECORD
 
 
 # ---- what the unit may know ---------------------------------------------------------------------------------

@@ -98,10 +98,11 @@ class Exploration:
 
     def run(self, progress: Callable[[Result], None] = lambda so_far: None) -> Result:
         """Explore until a property breaks, all states have been expanded, or `interrupted` is set."""
-        begin = time.perf_counter()
-        violation = None
         if len(self._table) == 0:
             self._index(4 * len(self._states))
+        self._compile()
+        begin = time.perf_counter()
+        violation = None
         with ThreadPoolExecutor(len(self._workers)) as threads:
             while violation is None and self._expanded < self._count and not self.interrupted:
                 if self._expanded == self._level_end:
@@ -111,6 +112,11 @@ class Exploration:
                 progress(self._result(self._seconds + time.perf_counter() - begin, None))
         self._seconds += time.perf_counter() - begin
         return self._result(self._seconds, violation)
+
+    def _compile(self) -> None:
+        """Let what is compiled be compiled before the clock runs: nothing is expanded, and nothing added."""
+        self._expand_slice(self._workers[0], 0, 0)
+        self._take(self._workers[0])
 
     def _go_on(self, threads: ThreadPoolExecutor, end: int) -> Violation | None:
         """Expand up to `end`. Nothing has happened where the plan had to be made wider: it is to be done again."""

@@ -7,7 +7,8 @@ long counters and 32-bit overflows as the architecture has them, at fewer bits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pmuvisor import records
 from pmuvisor.arch import pmu, sysreg
@@ -22,6 +23,7 @@ from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import LAZY, PARTITIONED
 from pmuvisor.linux import sched
 from pmuvisor.linux.host import NO_COUNTER, NO_EVENT, NO_TASK, STATE_INACTIVE, TASK_RUNNABLE
+from pmuvisor.own import OwnDesign
 
 DESIGNS = {"partitioned": PARTITIONED, "lazy": LAZY}
 """The designs that can be explored."""
@@ -105,6 +107,15 @@ COUNTING = HostEvent(0, INST_RETIRED)
 CYCLES = HostEvent(0, CPU_CYCLES, period=2)
 ELSEWHERE = HostEvent(1, CPU_CYCLES)
 
+SIX = (
+    CYCLES,
+    COUNTING,
+    ELSEWHERE,
+    HostEvent(1, INST_RETIRED, 9),
+    HostEvent(1, CPU_CYCLES, 50),
+    HostEvent(2, CPU_CYCLES),
+)
+
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -115,6 +126,7 @@ PRESETS = {
         Preset("trapped", (2,), 1, 1, 2, (CYCLES,), 2, 3, 2, 1, 1, FEW, 1, fgt=0),
         Preset("hetero", (2, 1), 1, 2, 2, (CYCLES,), 2, 2, 3, 1, 0, FEW, 1),
         Preset("icntr", (2,), 1, 1, 2, (COUNTING,), 2, 3, 2, 1, 0, FEW, 1, icntr=1),
+        Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), MANY, 3),
     )
 }
 
@@ -134,8 +146,85 @@ def model(preset: Preset, design: str) -> Model:
     )
 
 
+def own_model(preset: Preset, own: OwnDesign) -> Model:
+    """Return the model of a preset's machine whose VM is of somebody's own design."""
+    made = model(preset, own.base)
+    title = f"{own.name}{made.title.removeprefix(own.base)}"
+    return dataclasses.replace(made, title=title, replaced=own.replaced, homes=own.homes)
+
+
 def _count(number: int, of: str) -> str:
     return f"{number} {of}{'s' if number != 1 else ''}"
+
+
+class PresetError(ValueError):
+    """A machine that cannot be: the field, and what was expected."""
+
+
+_LIMITS = {
+    "vcpus": (1, 16),
+    "guest_counters": (1, 31),
+    "half_bits": (1, 32),
+    "programmed": (0, 16),
+    "fgt": (0, 1),
+    "icntr": (0, 1),
+}
+"""Of a field of `Preset` the least and the most; of those that are not here, 0 and `MOST_OF_A_BUDGET`."""
+MOST_OF_A_BUDGET = (1 << 16) - 1
+_MOST_CPUS, _MOST_EVENTS = 8, 16
+_EVENTS = {"cycles": CPU_CYCLES, "instructions": INST_RETIRED}
+
+
+def adjusted(preset: Preset, changes: Mapping[str, str]) -> Preset:
+    """Return a preset with other sizes and budgets, by their names in `Preset`, as a person writes them.
+
+    Numbers; `counters` as 2,2 with one for each CPU; `events` as CPU:cycles or CPU:instructions, with :PERIOD where it
+    samples, and commas between. Raises PresetError.
+    """
+    made: dict[str, Any] = {}
+    for name, text in changes.items():
+        if name == "counters":
+            made[name] = tuple(_number(name, part, 1, 31) for part in text.split(","))
+        elif name == "events":
+            made[name] = tuple(_event(part) for part in text.split(",")) if text else ()
+        elif name in _NUMBERS:
+            made[name] = _number(name, text, *_LIMITS.get(name, (0, MOST_OF_A_BUDGET)))
+        else:
+            raise PresetError(f"{name}: expected one of counters, events, {', '.join(_NUMBERS)}")
+    preset = dataclasses.replace(preset, **made)
+    _check(preset)
+    return preset
+
+
+_NUMBERS = tuple(field.name for field in dataclasses.fields(Preset) if field.type == "int")
+
+
+def _number(name: str, text: str, least: int, most: int) -> int:
+    if not text.isdecimal() or not text.isascii() or len(text) > 6 or not least <= int(text) <= most:
+        raise PresetError(f"{name} {text!r}: expected a number from {least} to {most}")
+    return int(text)
+
+
+def _event(text: str) -> HostEvent:
+    cpu, *rest = text.split(":")
+    if len(rest) not in (1, 2) or rest[0] not in _EVENTS:
+        raise PresetError(f"events {text!r}: expected CPU:cycles or CPU:instructions, with :PERIOD where it samples")
+    period = _number("events", rest[1], 1, MOST_OF_A_BUDGET) if len(rest) == 2 else 0
+    return HostEvent(_number("events", cpu, 0, _MOST_CPUS - 1), _EVENTS[rest[0]], period)
+
+
+def _check(preset: Preset) -> None:
+    if preset.cpus > _MOST_CPUS:
+        raise PresetError(f"counters: {preset.cpus} CPUs: expected {_MOST_CPUS} at most")
+    if preset.guest_counters > preset.counters[0]:
+        raise PresetError(f"guest_counters {preset.guest_counters}: CPU 0 has only {preset.counters[0]}")
+    if preset.programmed > preset.vcpus:
+        raise PresetError(f"programmed {preset.programmed}: there are only {preset.vcpus} vCPUs")
+    if len(preset.events) > _MOST_EVENTS:
+        raise PresetError(f"events: {len(preset.events)}: expected {_MOST_EVENTS} at most")
+    for event in preset.events:
+        if event.cpu >= preset.cpus:
+            raise PresetError(f"events: CPU {event.cpu}: there are only {preset.cpus}")
 
 
 def sizes(preset: Preset) -> dict[str, int]:

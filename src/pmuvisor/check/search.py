@@ -153,7 +153,7 @@ def walk(row: Any, words: Any, initial: Any, actions: Any, seed: int, length: in
     """
     at[:] = 0
     words[:] = initial
-    random = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+    random = (np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)) | np.uint64(1)
     patience = 50 * length
     while at[STEPS] < length and patience > 0:
         patience -= 1

@@ -86,7 +86,7 @@ class Machine:
 
     world: World
     mirrors: Annotated[list[Mirror], Each("vcpus")]
-    left: Annotated[list[int], Each(BUDGETS, 8)]
+    left: Annotated[list[int], Each(BUDGETS, 16)]
     """How many actions of each sort may still happen."""
     asked: U16
     """Which properties are asked for: bit p for `properties.ALL[p]`."""

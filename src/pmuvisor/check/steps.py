@@ -208,7 +208,7 @@ def set_type(m: Machine, v: int, i: int, value: int) -> None:
 def instruction_retires(m: Machine, c: int, el: int) -> int:
     """An instruction of the guest, or of the host's kernel, retires and takes a cycle."""
     guest = in_guest(m, c)
-    if guest != (el < HOST_EL) or interrupt_is_overdue(m.world.host.cpus[c].pe):
+    if int(guest) != int(el < HOST_EL) or interrupt_is_overdue(m.world.host.cpus[c].pe):
         return NOT_NOW
     if spend(m, EXECUTIONS) == 0:
         return NOT_NOW

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pmuvisor import records
-from pmuvisor.check.explore import Exploration
 from pmuvisor.check.found import Violation
 from pmuvisor.check.model import Model
 from pmuvisor.records import Role
 
 
-def tell(exploration: Exploration, violation: Violation) -> list[str]:
-    """Return the lines of a violation's story, replayed by CPython. Raises explore.ReplayError."""
-    trail = exploration.replay(violation)
+def tell(model: Model, trail: Sequence[Any], violation: Violation) -> list[str]:
+    """Return the lines of a violation's story, of the states before and after each action (`Exploration.replay`)."""
     lines: list[str] = []
     for number, action in enumerate(violation.actions):
-        lines.append(f"{number + 1:3}  {exploration.model.actions[action].words}")
-        lines += [f"       {change}" for change in changes(exploration.model, trail[number], trail[number + 1])]
-    broken = exploration.model.properties[violation.property]
+        lines.append(f"{number + 1:3}  {model.actions[action].words}")
+        lines += [f"       {change}" for change in changes(model, trail[number], trail[number + 1])]
+    broken = model.properties[violation.property]
     return [*lines, f"broken: {broken.name}: {broken.sentence}", f"source: {broken.source}"]
 
 

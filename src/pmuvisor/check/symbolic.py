@@ -70,6 +70,11 @@ class Bool:
     def __int__(self) -> int:
         return int(bool(self))
 
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("truth values are compared as integers: int(a) == int(b)")
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 class Int:
     """A symbolic integer of 64 bits. Comparison is unsigned, as CPython's is on the values the semantics keeps."""

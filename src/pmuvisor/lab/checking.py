@@ -13,8 +13,9 @@ from typing import Any
 from pmuvisor.check import catalogue, plain, story
 from pmuvisor.check.defects import Defect
 from pmuvisor.check.explore import CheckpointError, Exploration
-from pmuvisor.check.found import Result
+from pmuvisor.check.found import Result, Violation
 from pmuvisor.check.model import Model
+from pmuvisor.check.walks import Walker, WalkResult
 from pmuvisor.compiled import Replaced
 from pmuvisor.lab import tables
 from pmuvisor.lab.run import RequestError
@@ -25,27 +26,29 @@ _PROGRESS_SECONDS = 0.2
 _CHECKPOINT_SECONDS = 10
 PLAIN_STATES = 3_000
 """States in which a defect is sought by CPython, some seconds, before anything is compiled."""
+COMPILING = "compiling, some 20 s, unless it has been kept from the last time"
 INTERRUPTED = 130
 
 
 def check(arguments: argparse.Namespace) -> int:
     """Explore, and print what was found; return the exit status. Raises RequestError."""
     defect = None if arguments.defect is None else catalogue.defect(arguments.defect)
-    model = asked_model(arguments)
-    names = [of.name for of in model.properties]
-    asked = model.every if arguments.property is None else 1 << names.index(arguments.property)
+    of = _model(arguments, defect)
+    asked = of.every if arguments.property is None else 1 << _place(of, arguments.property)
     path, people = where_to(arguments.json)
     checkpoint = None if arguments.checkpoint is None else Path(arguments.checkpoint)
     if checkpoint is not None:
         check_writable(checkpoint, "checkpoint")
-    exploration = Exploration(model, _replaced(defect), asked)
+    if arguments.walks is not None:
+        return _walk(arguments, of, defect, asked)
+    exploration = Exploration(of, _replaced(defect), asked, arguments.threads)
     if checkpoint is not None and checkpoint.exists():
         _resume(exploration, checkpoint)
     result = _explore(exploration, checkpoint, defect)
-    lines = story.tell(exploration, result.violation) if result.violation else []
+    lines = _story(exploration, result.violation)
 
     def show() -> None:
-        print(_title(exploration, defect), *_told(lines), sep="\n", file=people)
+        print(_title(of, defect), *_told(lines), sep="\n", file=people)
         tables.show(_table(result), people)
 
     write_result(_as_json(exploration, result), arguments.json, path, show)
@@ -54,18 +57,32 @@ def check(arguments: argparse.Namespace) -> int:
     return 0 if result.complete else INTERRUPTED
 
 
-def asked_model(arguments: argparse.Namespace) -> Model:
-    """Return the model that is asked for, by its preset and its design or by a defect's. Raises RequestError."""
-    preset, design = arguments.preset, arguments.design
-    if arguments.defect is not None:
-        defect = catalogue.defect(arguments.defect)
+def _model(arguments: argparse.Namespace, defect: Defect | None) -> Model:
+    """Return what is to be explored: of somebody's own design, where there is one, unless another is named."""
+    own, preset, design = arguments.own, arguments.preset, arguments.design
+    if defect is not None:
         preset = preset or defect.preset
         design = design or (defect.design if catalogue.fits(preset, defect.design) else None)
     preset = preset or catalogue.default_preset(design)
-    design = design or catalogue.default_design(preset)
-    if not catalogue.fits(preset, design):
-        raise RequestError(f"design: {design}: expected one that preset {preset} can be of")
-    return catalogue.named(preset, design)
+    changes = dict(_change(text) for text in arguments.set)
+    try:
+        return catalogue.named(preset, design, changes, own)
+    except catalogue.DesignError as error:
+        raise RequestError(f"design: {error}") from None
+    except catalogue.PresetError as error:
+        raise RequestError(f"set: {error}") from None
+
+
+def _change(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name, value
+
+
+def _place(of: Model, name: str) -> int:
+    names = [each.name for each in of.properties]
+    if name not in names:
+        raise RequestError(f"property {name!r}: expected one of {', '.join(names)}")
+    return names.index(name)
 
 
 def _resume(exploration: Exploration, path: Path) -> None:
@@ -85,7 +102,7 @@ def _explore(exploration: Exploration, checkpoint: Path | None, defect: Defect |
         _say("")
         if found.violation is not None or found.complete:
             return found
-    _say("compiling, a minute, unless it has been kept from the last time")
+    _say(COMPILING)
     with ctrl_c() as started:
         started(exploration)
         result = exploration.run(_Progress(exploration, checkpoint))
@@ -104,9 +121,15 @@ def _replaced(defect: Defect | None) -> Replaced | None:
     return None if defect is None else {defect.sound: defect.defective}
 
 
-def _title(exploration: Exploration, defect: Defect | None) -> str:
-    words = exploration.model.title
+def _title(of: Model, defect: Defect | None) -> str:
+    words = of.title
     return words if defect is None else textwrap.fill(f"{words}; with the defect {defect.name}", WIDTH)
+
+
+def _story(exploration: Exploration, violation: Violation | None) -> list[str]:
+    if violation is None:
+        return []
+    return story.tell(exploration.model, exploration.replay(violation), violation)
 
 
 def _told(lines: list[str]) -> list[str]:
@@ -115,6 +138,72 @@ def _told(lines: list[str]) -> list[str]:
         indent = " " * (len(line) - len(line.lstrip()) + 5)
         told += textwrap.wrap(line, WIDTH, subsequent_indent=indent, drop_whitespace=True) or [""]
     return told
+
+
+# ---- random walks -----------------------------------------------------------------------------------------
+
+
+def _walk(arguments: argparse.Namespace, of: Model, defect: Defect | None, asked: int) -> int:
+    """Make random walks, and print what was found; return the exit status."""
+    path, people = where_to(arguments.json)
+    walker = Walker(of, _replaced(defect), asked, arguments.threads)
+    _say(COMPILING)
+    with ctrl_c() as started:
+        started(walker)
+        result = walker.run(arguments.seed, arguments.walks, arguments.steps, _WalkProgress(arguments.walks))
+    _say("")
+    lines = _story(Exploration(of, _replaced(defect), asked), result.violation)
+
+    def show() -> None:
+        print(_title(of, defect), *_told(lines), sep="\n", file=people)
+        tables.show(_walk_table(result), people)
+
+    write_result(_walk_as_json(of, result), arguments.json, path, show)
+    if result.violation is not None:
+        return 1
+    return 0 if result.complete else INTERRUPTED
+
+
+def _walk_table(result: WalkResult) -> Any:
+    rate = result.steps / result.seconds if result.seconds else 0.0
+    rows = [
+        ("random walks", f"{result.walks:,}"),
+        ("steps", f"{result.steps:,}"),
+        ("steps a second", f"{rate:,.0f}"),
+        ("seconds", f"{result.seconds:.1f}"),
+    ]
+    if result.violation is not None:
+        rows.append(("seed of the walk that breaks a property", f"{result.seed}"))
+        rows.append(("its steps, and what is left of them", f"{result.walked:,}, {len(result.violation.actions)}"))
+    return tables.table(("walked", ""), rows)
+
+
+def _walk_as_json(of: Model, result: WalkResult) -> dict[str, object]:
+    return {
+        "model": of.title,
+        "walks": result.walks,
+        "steps": result.steps,
+        "complete": result.complete,
+        "seconds": result.seconds,
+        "seed": result.seed,
+        "violation": _violation_as_json(of, result.violation),
+    }
+
+
+class _WalkProgress:
+    """Says on a terminal how many walks have been made."""
+
+    def __init__(self, walks: int) -> None:
+        self._walks, self._shown_at = walks, time.monotonic()
+
+    def __call__(self, so_far: WalkResult) -> None:
+        if time.monotonic() - self._shown_at > _PROGRESS_SECONDS:
+            self._shown_at = time.monotonic()
+            rate = so_far.steps / so_far.seconds
+            _say(f"{so_far.walks:,} of {self._walks:,} walks, {rate:,.0f} steps a second")
+
+
+# ---- what was found ---------------------------------------------------------------------------------------
 
 
 def _table(result: Result) -> Any:
@@ -134,13 +223,6 @@ def _table(result: Result) -> Any:
 
 
 def _as_json(exploration: Exploration, result: Result) -> dict[str, object]:
-    violation = result.violation
-    broken = None
-    if violation is not None:
-        broken = {
-            "property": exploration.model.properties[violation.property].name,
-            "trace": [exploration.model.actions[action].words for action in violation.actions],
-        }
     return {
         "model": exploration.model.title,
         "states": result.states,
@@ -148,8 +230,15 @@ def _as_json(exploration: Exploration, result: Result) -> dict[str, object]:
         "depth": result.depth,
         "complete": result.complete,
         "seconds": result.seconds,
-        "violation": broken,
+        "violation": _violation_as_json(exploration.model, result.violation),
     }
+
+
+def _violation_as_json(of: Model, violation: Violation | None) -> dict[str, object] | None:
+    if violation is None:
+        return None
+    trace = [of.actions[action].words for action in violation.actions]
+    return {"property": of.properties[violation.property].name, "trace": trace}
 
 
 class _Progress:

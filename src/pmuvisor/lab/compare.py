@@ -138,8 +138,8 @@ def compare_guest(
 
 
 def _under(request: run.Request, design: str) -> run.Request:
-    counters = None if design == "fixed-counters-only" else request.counters
-    return dataclasses.replace(request, design=design, counters=counters)
+    under = dataclasses.replace(request, design=design)
+    return dataclasses.replace(under, counters=None) if under.base == "fixed-counters-only" else under
 
 
 def _of_guest(request: run.Request, result: run.Result, before: Sequence[DesignRun]) -> DesignRun:

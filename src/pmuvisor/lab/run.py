@@ -19,6 +19,7 @@ from pmuvisor.board.images import Image, ImageKind, load_image, load_initrd, pla
 from pmuvisor.board.machine import Config, Machine, Outcome, Status
 from pmuvisor.lab import costs, guests
 from pmuvisor.lab.costs import CostTable
+from pmuvisor.own import OwnDesign
 
 LINUX_BOOTARGS = "console=ttyAMA0 earlycon=pl011,0x9000000 panic=-1"
 """What a Linux guest is booted with before the user's own words; panic=-1 makes a panic a reset."""
@@ -50,6 +51,7 @@ class Request:
     guest: str
     core: Core
     design: str = "partitioned"
+    """One of `board.machine.DESIGNS`, or the name of `own`."""
     fgt: bool = True
     counters: int | None = None
     kernel: Path | None = None
@@ -70,6 +72,13 @@ class Request:
     """The guest has SPE, the Statistical Profiling Extension."""
     spe_pinned: bool = True
     """Its profiling buffer is pinned and mapped at stage 2 when the guest enables it."""
+    own: OwnDesign | None = None
+    """Somebody's own design, which is one more that `design` can name."""
+
+    @property
+    def base(self) -> str:
+        """Return the one of our designs that this run's is, or begins with."""
+        return self.own.base if self.own is not None and self.design == self.own.name else self.design
 
     def config(self) -> Config:
         """Return the machine that this run needs."""
@@ -80,7 +89,7 @@ class Request:
             self.vcpus,
             self.counters,
             self.fgt,
-            self.design,
+            self.base,
             of,
             spe=self.spe,
             spe_pinned=self.spe_pinned,
@@ -373,6 +382,19 @@ def run(
     `uart` and says whether more can come (a command's is lost before `command_runs`); `started` is given the machine
     just before it runs, to be able to interrupt it; `on_record` is as of `prepare`. Raises what that raises.
     """
+    if request.own is None or request.design != request.own.name:
+        return _run(request, show, poll, started, on_record)
+    with request.own.installed():
+        return _run(request, show, poll, started, on_record)
+
+
+def _run(
+    request: Request,
+    show: Callable[[bytes], None] | None,
+    poll: Callable[[Machine], bool] | None,
+    started: Callable[[Machine], None] | None,
+    on_record: Callable[[int, bytes], None] | None,
+) -> Result:
     session = _Session(show)
     console = session.output if request.command else Console(show)
     machine = session.machine = prepare(request, session.write if request.command else console.write, on_record)

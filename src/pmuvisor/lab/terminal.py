@@ -86,6 +86,7 @@ def request_of(arguments: argparse.Namespace, design: str) -> Request:
         costs=cost_table(arguments.costs),
         command=command,
         added=tuple(guests.added(text) for text in arguments.add),
+        own=arguments.own,
     )
 
 

@@ -74,7 +74,7 @@ def perf_event_set_state(host: Host, ctx: PerfContext, number: int, state: int) 
     if event.state == state:
         return
     perf_event_update_time(host, ctx, event)
-    if event.leader == number and (event.state <= STATE_OFF) != (state <= STATE_OFF):
+    if event.leader == number and int(event.state <= STATE_OFF) != int(state <= STATE_OFF):
         sibling = event.next_sibling
         while sibling != NO_EVENT:
             perf_event_update_time(host, ctx, host.events[sibling])

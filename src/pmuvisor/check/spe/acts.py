@@ -61,7 +61,7 @@ def instructions_retire(m: Machine, c: int, el: int, sampled: int) -> int:
     """Instructions retire where they are counted: up to the next that is sampled, or one that is not."""
     cpu = m.world.host.cpus[c]
     guest = in_guest(m, c)
-    if guest != (el < HOST_EL) or not spe.statistical_profiling_enabled(cpu.spu, el, cpu.pe.tge):
+    if int(guest) != int(el < HOST_EL) or not spe.statistical_profiling_enabled(cpu.spu, el, cpu.pe.tge):
         return NOT_NOW
     operations = spe.operations_to_sample(cpu.spu)
     if (sampled == 0 and operations == 1) or spend(m, EXECUTIONS) == 0:

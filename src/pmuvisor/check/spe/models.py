@@ -7,7 +7,8 @@ between two samples, so that an instruction is either the next that is sampled, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pmuvisor import records
 from pmuvisor.arch import pmu, sysreg
@@ -17,6 +18,7 @@ from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.spe_record import SpeFeatures
 from pmuvisor.arch.sysreg import PMBLIMITR_E, PMBSR_S, PMSCR_E0SPE, PMSCR_E1SPE
 from pmuvisor.check.model import Action, Model
+from pmuvisor.check.models import PresetError
 from pmuvisor.check.spe import properties, state, steps
 from pmuvisor.check.spe.state import Machine
 from pmuvisor.check.spe.words import words
@@ -124,6 +126,23 @@ def model(preset: Preset) -> Model:
         words=words,
         replaced={arch_spe.isb: steps.watched_isb},
     )
+
+
+def adjusted(preset: Preset, changes: Mapping[str, str]) -> Preset:
+    """Return a preset with other sizes and budgets, by their names in `Preset`: numbers. Raises PresetError."""
+    for name, text in changes.items():
+        if name not in _LIMITS:
+            raise PresetError(f"{name}: expected one of {', '.join(_LIMITS)}")
+        least, most = _LIMITS[name]
+        if not text.isdecimal() or not text.isascii() or len(text) > 3 or not least <= int(text) <= most:
+            raise PresetError(f"{name} {text!r}: expected a number from {least} to {most}")
+    made: dict[str, Any] = {name: int(text) for name, text in changes.items()}
+    return dataclasses.replace(preset, **made)
+
+
+_BUDGET = 0, 99
+_LIMITS = {"cpus": (1, 8), "room": (1, 16), "accesses": _BUDGET, "executions": _BUDGET, "switches": _BUDGET}
+_LIMITS |= {"openings": _BUDGET, "unmappings": _BUDGET}
 
 
 def _count(number: int, of: str) -> str:

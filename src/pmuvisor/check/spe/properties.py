@@ -249,7 +249,7 @@ def is_profiled_as_it_said(m: Machine, c: int) -> bool:
     enabled = spe.statistical_profiling_enabled(spu, GUEST_EL, 0)
     if not enabled and is_stage2(spu.status):
         return True
-    return enabled == spe.statistical_profiling_enabled(m.mirrors[resident(m, c)].spu, GUEST_EL, 0)
+    return int(enabled) == int(spe.statistical_profiling_enabled(m.mirrors[resident(m, c)].spu, GUEST_EL, 0))
 
 
 def is_stage2(status: int) -> bool:
