@@ -257,19 +257,22 @@ _CHECK = """Explore a small machine: every order in which guests' accesses, inst
 preemptions and migrations, and the host's perf events can happen, within the preset's budgets. It ends with the first
 property that breaks, told as the shortest trace, or when it has been everywhere (docs/check.md). Exit status: 0 nothing
 breaks, 1 a property breaks, 2 bad input, 130 interrupted by Ctrl-C."""
-EXPLORED = ("partitioned", "lazy", "emulated", "fixed-counters-only")
+EXPLORED = ("partitioned", "lazy", "emulated", "fixed-counters-only", "spe")
 EXPLORATIONS = (
     *("tiny", "small", "wide", "fresh", "trapped", "hetero", "unlike", "icntr"),
     *("overflows", "el0", "restored", "attributes", "large"),
 )
-"""The presets of check.models, which takes long to import."""
+EXPLORATIONS_OF_SPE = ("spe", "spe-unpinned", "spe-beside", "spe-wide")
+"""The presets of check.models and check.spe.models, which take long to import."""
 
 
 def _add_check(check: argparse.ArgumentParser, own: OwnDesign | None) -> None:
     check.add_argument(
-        "--design", choices=_with_own(EXPLORED, own), help="design of the virtual PMU (default: partitioned)"
+        "--design",
+        choices=_with_own(EXPLORED, own),
+        help="what is explored (default: partitioned; of a preset spe..., spe)",
     )
-    check.add_argument("--preset", choices=EXPLORATIONS, help="which machine (default: tiny)")
+    check.add_argument("--preset", choices=EXPLORATIONS + EXPLORATIONS_OF_SPE, help="which machine (default: tiny)")
     check.add_argument(
         "--defect",
         metavar="NAME",
@@ -309,10 +312,10 @@ def _add_check(check: argparse.ArgumentParser, own: OwnDesign | None) -> None:
 
 
 def _check(check: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    from pmuvisor.check import defects
+    from pmuvisor.check import catalogue
     from pmuvisor.lab import checking
 
-    names = [each.name for each in defects.ALL]
+    names = [each.name for each in catalogue.ALL]
     if arguments.defect is not None and arguments.defect not in names:
         check.error(f"argument --defect: {arguments.defect!r}: expected one of {', '.join(names)}")
     if arguments.walks is not None and arguments.checkpoint is not None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pmuvisor.check import defects, models, plain, properties, story
+from pmuvisor.check import catalogue, defects, models, plain, properties, story
 from pmuvisor.check.explore import Exploration, ReplayError
 from pmuvisor.check.found import Violation
 from pmuvisor.check.models import PRESETS
-from pmuvisor.cli import main
+from pmuvisor.cli import EXPLORATIONS, EXPLORATIONS_OF_SPE, EXPLORED, main
 
 BREAKS = {
     "pmcr-p-from-el2": "isolation",
@@ -38,20 +38,26 @@ BREAKS = {
     "fixed-stale-event": "guest-counts",
     "hetero-cycle-stuck": "guest-counts",
     "fixed-after-filter": "attributes",
+    "spe-owner-before-drain": "translated",
+    "spe-owner-not-synchronised": "translated",
+    "spe-irq-race": "translated",
+    "spe-enabled-with-service": "profiled",
+    "spe-irq-left-raised": "pmbirq",
+    "spe-host-not-resumed": "resumed",
 }
 """What the review, or the series' own words, say that each does, as the property that has a sentence for it."""
 
 
-def test_the_catalogue_has_the_defects_of_the_partition_of_lazy_and_of_fixed_counters_once_each() -> None:
-    assert [defect.name for defect in defects.ALL] == list(BREAKS)
+def test_the_catalogue_has_the_defects_of_all_designs_once_each() -> None:
+    assert [defect.name for defect in catalogue.ALL] == list(BREAKS)
 
 
-@pytest.mark.parametrize("defect", defects.ALL, ids=[defect.name for defect in defects.ALL])
+@pytest.mark.parametrize("defect", catalogue.ALL, ids=[defect.name for defect in catalogue.ALL])
 def test_a_defect_breaks_what_its_review_says_and_the_trace_replays(defect: defects.Defect) -> None:
-    model, replaced = models.model(PRESETS[defect.preset], defect.design), {defect.sound: defect.defective}
+    model, replaced = catalogue.named(defect.preset, defect.design), {defect.sound: defect.defective}
     found = plain.explore(model, replaced)
     assert found.violation is not None
-    assert properties.ALL[found.violation.property].name == BREAKS[defect.name]
+    assert model.properties[found.violation.property].name == BREAKS[defect.name]
     exploration = Exploration(model, replaced)
     assert len(exploration.replay(found.violation)) == len(found.violation.actions) + 1
     with pytest.raises(ReplayError):
@@ -123,6 +129,21 @@ def test_what_is_not_known_is_refused(arguments: list[str], line: str, capsys: p
         main(["check", *arguments])
     assert end.value.code == 2
     assert line in capsys.readouterr().err
+
+
+def test_a_preset_is_refused_in_a_design_that_it_cannot_be_of(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--preset", "spe", "--design", "lazy"], ["--preset", "tiny", "--design", "spe"]):
+        assert main(["check", *arguments]) == 2
+        expected = f"design: {arguments[3]}: expected one that preset {arguments[1]} can be of: "
+        assert expected in capsys.readouterr().err
+
+
+def test_the_command_line_knows_all_presets_and_designs() -> None:
+    assert (*EXPLORATIONS, *EXPLORATIONS_OF_SPE) == catalogue.PRESETS
+    assert [name for name in catalogue.PRESETS if catalogue.fits(name, "spe")] == list(EXPLORATIONS_OF_SPE)
+    assert (*models.DESIGNS, "spe") == EXPLORED
+    assert catalogue.default_preset(None) == "tiny"
+    assert catalogue.default_preset("spe") == "spe"
 
 
 def test_a_checkpoint_that_is_none_is_refused_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

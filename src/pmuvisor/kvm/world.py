@@ -20,6 +20,9 @@ from pmuvisor.linux import arm_pmuv3, arm_spe, perf, sched
 from pmuvisor.linux.host import NO_SESSION, NO_TASK, NO_VCPU, Cpu, Host
 from pmuvisor.records import Each, record
 
+LOAD_SECTIONS = 3
+"""Of a load (`load_section`)."""
+
 
 @record
 class World:
@@ -119,20 +122,40 @@ def vcpu_load(world: World, c: int, v: int, now: int) -> None:
 
 def load_as(world: World, c: int, v: int, residency: int, now: int) -> None:
     """Load a vCPU on CPU `c`, with its PMU if `residency` is GUEST_OWNED."""
+    for section in range(LOAD_SECTIONS):
+        load_section(world, c, v, residency, now, section)
+
+
+def load_section(world: World, c: int, v: int, residency: int, now: int, section: int) -> None:
+    """Do one of the `LOAD_SECTIONS` of a load: preemption is off in all of them, and interrupts are on between two.
+
+    The host's counters are taken and its profiling ends (kvm_vcpu_spe_load() as far as interrupts are off); the
+    sampling registers are swapped (the rest of it); MDCR_EL2 and all else (kvm_vcpu_load_debug()).
+    """
+    cpu = world.host.cpus[c]
+    supported = is_supported(world, c, v)
+    profiled = spe.is_here(world.vms[world.vm_of[v]], supported)
+    if section == 0:
+        if supported == 1 and residency == GUEST_OWNED:
+            reserve_counters(world, c, v, now)
+        if profiled:
+            spe.drain_host(cpu.spu, world.saved[c])
+    elif section == 1:
+        if profiled:
+            spe.swap_in(cpu.spu, world.saved[c], world.vcpus[v])
+    else:
+        load_debug(world, c, v, supported, residency)
+
+
+def load_debug(world: World, c: int, v: int, supported: int, residency: int) -> None:
+    """State kvm_vcpu_load_debug(), kvm_vcpu_load_fgt() and kvm_vcpu_load_pmu(): MDCR_EL2 says whose is what."""
     cpu = world.host.cpus[c]
     vm = world.vms[world.vm_of[v]]
-    supported = is_supported(world, c, v)
-    takes = supported == 1 and residency == GUEST_OWNED
-    if takes:
-        reserve_counters(world, c, v, now)
-    if spe.is_here(vm, supported):
-        spe.drain_host(cpu.spu, world.saved[c])
-        spe.swap_in(cpu.spu, world.saved[c], world.vcpus[v])
     partitioned.load_as(cpu.pe, world.saved[c], vm, world.vcpus[v], supported, residency)
     if spe.is_here(vm, supported):
         own_buffer(world, c, v)
     spe.fine_grained_traps(cpu.pe, cpu.spu, vm)
-    if takes:
+    if supported == 1 and residency == GUEST_OWNED:
         cpu.hw.guest_resident = 1
         arm_pmuv3.armpmu_enable(cpu)
     if vm.design == FIXED_COUNTERS_ONLY:

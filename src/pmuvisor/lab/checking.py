@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pmuvisor.check import defects, models, plain, properties, story
+from pmuvisor.check import catalogue, plain, story
 from pmuvisor.check.defects import Defect
 from pmuvisor.check.explore import CheckpointError, Exploration
 from pmuvisor.check.found import Result, Violation
 from pmuvisor.check.model import Model
-from pmuvisor.check.models import PRESETS, Preset, model, own_model
 from pmuvisor.check.walks import Walker, WalkResult
 from pmuvisor.compiled import Replaced
 from pmuvisor.lab import tables
@@ -33,7 +32,7 @@ INTERRUPTED = 130
 
 def check(arguments: argparse.Namespace) -> int:
     """Explore, and print what was found; return the exit status. Raises RequestError."""
-    defect = _named(arguments.defect)
+    defect = None if arguments.defect is None else catalogue.defect(arguments.defect)
     of = _model(arguments, defect)
     asked = of.every if arguments.property is None else 1 << _place(of, arguments.property)
     path, people = where_to(arguments.json)
@@ -60,22 +59,23 @@ def check(arguments: argparse.Namespace) -> int:
 
 def _model(arguments: argparse.Namespace, defect: Defect | None) -> Model:
     """Return what is to be explored: of somebody's own design, where there is one, unless another is named."""
-    own = arguments.own
-    design = arguments.design or (defect.design if defect else "partitioned" if own is None else own.name)
-    preset = PRESETS[arguments.preset or (defect.preset if defect else "tiny")]
-    if arguments.set:
-        preset = _adjusted(preset, arguments.set)
-    if own is None or design != own.name:
-        return model(preset, design)
-    return own_model(preset, own)
-
-
-def _adjusted(preset: Preset, changes: list[str]) -> Preset:
-    pairs = [change.partition("=") for change in changes]
+    own, preset, design = arguments.own, arguments.preset, arguments.design
+    if defect is not None:
+        preset = preset or defect.preset
+        design = design or (defect.design if catalogue.fits(preset, defect.design) else None)
+    preset = preset or catalogue.default_preset(design)
+    changes = dict(_change(text) for text in arguments.set)
     try:
-        return models.adjusted(preset, {name: value for name, _, value in pairs})
-    except models.PresetError as error:
+        return catalogue.named(preset, design, changes, own)
+    except catalogue.DesignError as error:
+        raise RequestError(f"design: {error}") from None
+    except catalogue.PresetError as error:
         raise RequestError(f"set: {error}") from None
+
+
+def _change(text: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    return name, value
 
 
 def _place(of: Model, name: str) -> int:
@@ -115,10 +115,6 @@ def _explore(exploration: Exploration, checkpoint: Path | None, defect: Defect |
 def _save(exploration: Exploration, path: Path) -> None:
     with whole_file(path) as file:
         exploration.save(file)
-
-
-def _named(name: str | None) -> Defect | None:
-    return None if name is None else next(defect for defect in defects.ALL if defect.name == name)
 
 
 def _replaced(defect: Defect | None) -> Replaced | None:
@@ -273,10 +269,10 @@ def _say(what: str) -> None:
 
 def show_defects(arguments: argparse.Namespace) -> int:
     """Print the catalogue, or find every defect in it; return the exit status."""
-    found = [_find(defect) for defect in defects.ALL] if arguments.check else []
+    found = [_find(defect) for defect in catalogue.ALL] if arguments.check else []
     if arguments.json:
         rows: list[dict[str, object]] = [
-            {"name": d.name, "source": d.source, "effect": d.effect, "design": d.design} for d in defects.ALL
+            {"name": d.name, "source": d.source, "effect": d.effect, "design": d.design} for d in catalogue.ALL
         ]
         for row, (name, length) in zip(rows, found, strict=False):
             row |= {"property": name, "trace_length": length}
@@ -285,11 +281,11 @@ def show_defects(arguments: argparse.Namespace) -> int:
     elif arguments.check:
         cells = [
             (d.name, d.design, name, str(length) if length else "not found")
-            for d, (name, length) in zip(defects.ALL, found, strict=True)
+            for d, (name, length) in zip(catalogue.ALL, found, strict=True)
         ]
         tables.show(tables.table(("defect", "design", "breaks", "steps"), cells), sys.stdout)
     else:
-        for defect in defects.ALL:
+        for defect in catalogue.ALL:
             print(f"{defect.name} ({defect.design})")
             for words in (defect.effect, f"Source: {defect.source}"):
                 print(textwrap.fill(words, WIDTH, initial_indent="  ", subsequent_indent="  "))
@@ -299,8 +295,9 @@ def show_defects(arguments: argparse.Namespace) -> int:
 def _find(defect: Defect) -> tuple[str, int]:
     """Return the property that a defect breaks, and the steps of the shortest way; 0 where none is found."""
     _say(defect.name)
-    found = plain.explore(model(PRESETS[defect.preset], defect.design), _replaced(defect))
+    model = catalogue.named(defect.preset, defect.design)
+    found = plain.explore(model, _replaced(defect))
     _say("")
     if found.violation is None:
         return "-", 0
-    return properties.ALL[found.violation.property].name, len(found.violation.actions)
+    return model.properties[found.violation.property].name, len(found.violation.actions)
