@@ -48,7 +48,7 @@ from pmuvisor.arch.sysreg import (
     PMUV3P5,
     PMUV3P9,
 )
-from pmuvisor.check.scene import C, V, Scene
+from pmuvisor.check.scene import C, Scene, V
 from pmuvisor.kvm import filters
 from pmuvisor.kvm.vcpu import GUEST_OWNED, LAZY, PARTITIONED, Vcpu, Vm
 from pmuvisor.linux.host import Cpu
@@ -141,7 +141,7 @@ def the_driver_has_the_counters_that_are_not_on_loan(s: Scene) -> list[int]:
 
 
 def events_are_on_counters_that_the_driver_has(s: Scene) -> list[int]:
-    """No host event is on a counter of the guest's, nor is the filter of one switched for a counter without an event."""
+    """No host event is on a counter of the guest's; KVM switches filters of counters that have an event only."""
     hw = cpu_of(s).hw
     return [hw.used_mask & ~hw.cntr_mask, (hw.events_host | hw.events_guest) & ~hw.used_mask]
 
@@ -226,7 +226,7 @@ def host_pmcr(s: Scene) -> int:
 
 
 def the_host_has_its_registers_or_they_are_kept(s: Scene) -> list[int]:
-    """PMCR_EL0, PMSELR_EL0 and PMUSERENR_EL0 are the host's, or saved while a vCPU is loaded. E is set by the driver."""
+    """PMCR_EL0, PMSELR_EL0, PMUSERENR_EL0 are the host's, or saved while a vCPU is loaded; E is the driver's."""
     pe, saved, vcpu = cpu_of(s).pe, s.world.saved[C], vcpu_of(s)
     wrong = []
     if not is_owned(s):
@@ -273,7 +273,9 @@ def counts_as(s: Scene, evtyper: int) -> int:
     Never at EL2, whatever its bits; where its event is denied, at EL1 and EL0 not at all.
     """
     denied = filters.event_allowed(vm_of(s), evtyper & pmu.EVENT_FIELD) - 1
-    return (evtyper & guest_type_bits(cpu_of(s).pe) & ~denied) | (((evtyper & pmu.EVENT_FIELD) | (1 << FILTER_P) | (1 << FILTER_U)) & denied)
+    return (evtyper & guest_type_bits(cpu_of(s).pe) & ~denied) | (
+        ((evtyper & pmu.EVENT_FIELD) | (1 << FILTER_P) | (1 << FILTER_U)) & denied
+    )
 
 
 def cycles_count_as(s: Scene, ccfiltr: int) -> int:
@@ -283,7 +285,7 @@ def cycles_count_as(s: Scene, ccfiltr: int) -> int:
 
 
 def types_are_as_the_guest_wrote_them(s: Scene) -> list[int]:
-    """The vCPU has event types and PMCCFILTR_EL0 as written, wherever it is; the mirror counts by them and the filter."""
+    """The vCPU has event types and PMCCFILTR_EL0 as written; the mirror counts by them and the VM's filter."""
     vcpu, mirror = vcpu_of(s), s.mirror
     wrong = [vcpu.ccfiltr ^ s.ccfiltr, mirror.pe.ccfiltr ^ cycles_count_as(s, s.ccfiltr)]
     for i in range(vm_of(s).nr_counters):
@@ -303,10 +305,11 @@ def hardware_counts_by_the_types_that_the_filter_leaves(s: Scene) -> list[int]:
 def controls_are_as_the_guest_wrote_them(s: Scene) -> list[int]:
     """PMCNTEN, PMINTEN, PMCR, PMSELR and PMUSERENR are the mirror's, on the CPU or in memory.
 
-    And the mirror's are those of a PMU with its counters: no other is enabled, nothing of PMCR_EL0 is RES0.
+    And the mirror's are those of a PMU with its counters: no other is enabled, no bit that is RES0 is set.
     """
     mirror, mine = s.mirror.pe, of_guest(s)
     wrong = [(mirror.cnten | mirror.inten) & ~mine, mirror.pmcr & ~(pmu.pmcr_state_bits(mirror) | PMCR_LC)]
+    wrong += [mirror.userenr & ~pmu.userenr_bits(mirror)]
     if is_owned(s):
         pe = cpu_of(s).pe
         wrong += [(pe.cnten & mine) ^ mirror.cnten, (pe.inten & mine) ^ mirror.inten]

@@ -21,9 +21,9 @@ from pmuvisor.arch.cores import set_features
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.sysreg import PMCR_E, PMU_KEYS, name_of
 from pmuvisor.check import contracts, invariants, properties, sections
-from pmuvisor.check.scene import C, V, Scene
+from pmuvisor.check.scene import C, Scene, V
 from pmuvisor.check.state import DONE
-from pmuvisor.check.symbolic import WORD, Int, merged, paths, symbolic, word
+from pmuvisor.check.symbolic import MOST_TERMS, WORD, Int, merged, paths, symbolic, word
 from pmuvisor.compiled import Replaced, substituted
 from pmuvisor.kvm import filters, partitioned
 from pmuvisor.kvm import pmu as kvm_pmu
@@ -31,6 +31,7 @@ from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import LAZY, PARTITIONED, Vcpu, Vm
 from pmuvisor.linux import arm_pmuv3, perf
 from pmuvisor.linux.host import NO_EVENT, NO_VCPU, Cpu, Host
+
 LOGIC = "QF_UFBV"
 HERE = tuple(f"pmuvisor.check.{name}." for name in ("invariants", "sections", "contracts"))
 """Where functions are that are replaced with those of arch/, linux/ and kvm/."""
@@ -49,6 +50,8 @@ class _Chances:
         self.made = 0
         self.seen: list[Cpu] = []
         self.flags: Any = 0
+        self.allowed: dict[tuple[int, int], tuple[Any, Any]] = {}
+        """What the filter says of an event, by the term of it."""
 
     def begin(self, sizes: dict[str, int]) -> None:
         self.sizes, self.made, self.seen, self.flags = sizes, 0, [], 0
@@ -90,7 +93,10 @@ def any_filter(vm: Vm, event: int) -> Any:
 
 def allowed(vm: Vm, event: int) -> Any:
     """Whether the filter lets an event count, as one term."""
-    return merged(filters.event_allowed, vm, event)
+    place = word(event).get_id(), vm.filter_words
+    if place not in _chances.allowed:
+        _chances.allowed[place] = word(event), merged(filters.event_allowed, vm, event)
+    return _chances.allowed[place][1]
 
 
 def evtyper_in_one(pe: Pe, vm: Vm, evtyper: int) -> Any:
@@ -161,15 +167,15 @@ class Setup:
 
 
 SETUPS = (
-    Setup(31, 6),
-    Setup(31, 31),
-    Setup(31, 0, hpmn0=1),
-    Setup(31, 1, pmuver=1, fgt=0, filter_words=0),
-    Setup(6, 4),
-    Setup(6, 6, pmuver=9, fgt2=1, icntr=1),
-    Setup(4, 6),
+    Setup(4, 2),
     Setup(1, 1),
+    Setup(2, 4),
+    Setup(6, 6, pmuver=4),
+    Setup(8, 0, hpmn0=1),
+    Setup(6, 4, pmuver=1, fgt=0, filter_words=0),
+    Setup(31, 6),
 )
+"""The machines of a run: PMUv3p5 unless said; of (2, 4) the CPU is one that cannot run the vCPU."""
 
 
 class Place(NamedTuple):
@@ -193,7 +199,7 @@ class Place(NamedTuple):
 
 
 def places(setup: Setup, design: str) -> Iterator[Place]:
-    """Yield the places that the invariant leaves."""
+    """Yield the places that the invariant leaves. Where all event counters are on loan the host has no event."""
     for busy in (0, 1):
         yield Place(0, 0, None, 1, busy, None)
         yield Place(1, 0, 1, 1, busy, None)
@@ -202,6 +208,8 @@ def places(setup: Setup, design: str) -> Iterator[Place]:
         for tge in (1, 0):
             if design == "lazy":
                 yield Place(1, 0, 0, tge, busy, None)
+            if busy and setup.guest == setup.counters:
+                continue
             for use_fgt in (0, 1) if setup.fgt else (None,):
                 yield Place(1, 1, 0, tge, busy, use_fgt)
 
@@ -218,7 +226,7 @@ def scene_of(setup: Setup, design: str) -> Scene:
     rotate = s.world.host.tasks[0].ctx.rotate_necessary
     s.world.host.tasks[0] = blank.world.host.tasks[0]
     s.world.host.tasks[0].ctx.rotate_necessary = rotate
-    supported = Int(z3.ZeroExt(WORD - 1, z3.BitVec("s.supported", 1))) if setup.guest <= setup.counters else 0
+    supported: Any = Int(z3.ZeroExt(WORD - 1, z3.BitVec("s.supported", 1))) if setup.guest <= setup.counters else 0
     use_fgt = vm.use_fgt
     s.world.vms[0] = vm = blank.world.vms[0]
     vm.design, vm.nr_counters, vm.pmuver = DESIGNS[design], setup.guest, min(setup.pmuver, 6)
@@ -245,7 +253,9 @@ def first_scene(setup: Setup, design: str, use_fgt: int, twins: _Twins) -> Scene
     cpu, vcpu, mirror = s.world.host.cpus[C], s.world.vcpus[V], s.mirror.pe
     blank.world.host.cpus[C].hw.events = cpu.hw.events
     cpu.hw, s.world.saved[C], s.world.vcpus[V] = (
-        blank.world.host.cpus[C].hw, blank.world.saved[C], blank.world.vcpus[V]
+        blank.world.host.cpus[C].hw,
+        blank.world.saved[C],
+        blank.world.vcpus[V],
     )
     vcpu = s.world.vcpus[V]
     s.world.vms[0].use_fgt, s.world.vms[0].supported_pmus = use_fgt, int(setup.guest <= setup.counters)
@@ -535,7 +545,7 @@ class Counterexample:
 class Result:
     """Of one property."""
 
-    property: str
+    name: str
     counters: list[tuple[int, int]]
     """For which sizes (N, the guest's n)."""
     seconds: float = 0.0
@@ -562,8 +572,16 @@ class Proof:
         self.happened: dict[str, bool] = {}
         self.given: dict[Setup, list[records.Path]] = {}
 
-    def prove(self, setup: Setup, progress: Callable[[str], None] = lambda words: None) -> None:
-        """Prove what is asked for of a machine of one size. What has failed already is not asked again."""
+    def prove(
+        self,
+        setup: Setup,
+        progress: Callable[[str], None] = lambda words: None,
+        chosen: Callable[[str], bool] = lambda words: True,
+    ) -> None:
+        """Prove what is asked for of a machine of one size, of all actions or those that are chosen by their words.
+
+        What has failed already is not asked again.
+        """
         for result in self.results.values():
             result.counters.append((setup.counters, setup.guest))
         self.given[setup] = _what_is_given(setup, self.design)
@@ -571,7 +589,7 @@ class Proof:
         for place in places(setup, self.design):
             base, assume = self._base(setup, place)
             for action in actions():
-                if action.possible(place) and not self._all_failed():
+                if action.possible(place) and chosen(action.words) and not self._all_failed():
                     progress(f"{setup.counters}, {setup.guest}: {place.words}: {action.words}")
                     self._act(setup, place, base, assume, action)
 
@@ -590,8 +608,8 @@ class Proof:
         base = scene_of(setup, self.design)
         stand_in(base, place)
         settle(base)
-        wrong = [word(w) for part in invariants.ALL for w in self.twins(part.wrong, base)]
-        assume = [term for w in wrong if not z3.is_true(term := z3.simplify(w == 0))]
+        wrong = [w for part in invariants.ALL for w in self.twins(part.wrong, base)]
+        assume = [term for w in wrong if not z3.is_true(term := _holds(w))]
         if place.busy:
             assume.append(word(base.world.host.cpus[C].hw.used_mask) != 0)
         solver = z3.SolverFor(LOGIC)
@@ -640,6 +658,20 @@ def _given(paths_given: Sequence[records.Path], before: Scene, s: Scene) -> list
     return claims
 
 
+_known: dict[int, tuple[Any, Any]] = {}
+"""What claims come to, by the term that must be zero, which is kept so that no other has its identity."""
+
+
+def _holds(wrong: Any) -> Any:
+    """Return the term that says that something is zero, simplified."""
+    term = word(wrong)
+    if id(term) not in _known:
+        if len(_known) >= MOST_TERMS:
+            _known.clear()
+        _known[id(term)] = term, z3.simplify(term == 0)
+    return _known[id(term)][1]
+
+
 def _ask(solver: Any, claims: list[Claim], assumed: set[int], result: Result) -> tuple[Claim, Any] | None:
     """Return a claim that does not hold on a path, with a model; None where all do."""
     if not result.proved:
@@ -649,7 +681,7 @@ def _ask(solver: Any, claims: list[Claim], assumed: set[int], result: Result) ->
     for claim in claims:
         if word(claim.wrong) is word(0):
             continue
-        holds = z3.simplify(word(claim.wrong) == 0)
+        holds = _holds(claim.wrong)
         if z3.is_true(holds) or holds.get_id() in assumed:
             continue
         result.claims += 1

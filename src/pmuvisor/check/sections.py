@@ -19,7 +19,7 @@ from pmuvisor.arch.sysreg import (
 )
 from pmuvisor.check import invariants
 from pmuvisor.check.invariants import cpu_of, is_owned, vcpu_of, vm_of
-from pmuvisor.check.scene import C, V, Scene
+from pmuvisor.check.scene import C, Scene, V
 from pmuvisor.check.state import DONE, NOT_NOW
 from pmuvisor.kvm import access, filters
 from pmuvisor.kvm import world as worlds
@@ -62,7 +62,7 @@ def kvm_handles(s: Scene, el: int, key: int, write: int, value: int) -> int:
 
 
 def can_have_exited(pe: Pe, el: int, key: int, write: int) -> bool:
-    """Tell whether an access can have: it exists, and the guest's PMUSERENR_EL0, which has not changed since, let it."""
+    """Tell whether an access can have: it exists, and PMUSERENR_EL0, which has not changed since, let it."""
     return traps.exists(pe, el, key, write) and (el == 1 or traps.pmuserenr_allows(pe, key, write))
 
 
@@ -208,7 +208,7 @@ def kvm_exits(s: Scene) -> int:
 
 
 def cpu_interrupted(s: Scene, v: int) -> int:
-    """PMUIRQ is up and is taken, by an exit first where a guest executes; `v` is the vCPU if it is loaded, or NO_VCPU."""
+    """PMUIRQ is up and is taken, by an exit first where a guest executes; `v` is the vCPU loaded, or NO_VCPU."""
     pe = cpu_of(s).pe
     if (v == V) != (vcpu_of(s).loaded == 1) or pmu.check_for_pmu_overflow(pe) == 0:
         return NOT_NOW
@@ -265,14 +265,14 @@ def events_of_host(cpu: Cpu) -> list[int]:
 
 
 def type_of_event(cpu: Cpu, switched: int, i: int, control: int) -> int:
-    """Return the type in counter `i`, 0 where there is no event, without the bit that KVM switches if it is one of those."""
+    """Return the type in counter `i`, 0 where there is no event, without the bit that KVM may switch."""
     return control & -((cpu.hw.used_mask >> i) & 1) & ~(((switched >> i) & 1) << FILTER_U)
 
 
 def make_lone(s: Scene, alone: Pe) -> None:
-    """Make `alone`, a copy of the CPU's PMU, what it would be without a guest: the host's counters as its driver had them.
+    """Make `alone`, a copy of the CPU's PMU, what it would be without a guest.
 
-    All in the first range, enabled by PMCR_EL0.E; what is on loan is off.
+    All counters are in the first range, enabled by the driver's PMCR_EL0.E; what is on loan is off.
     """
     alone.mdcr_el2 = alone.core.event_counters
     alone.pmcr = invariants.host_pmcr(s) | pmu.nonzero(cpu_of(s).hw.used_mask)
@@ -280,14 +280,19 @@ def make_lone(s: Scene, alone: Pe) -> None:
 
 
 def how_events_count(cpu: Cpu, pe: Pe, el: int) -> list[int]:
-    """Return which of the host's events count at `el` on a PMU, which overflow at 64 bits, which count their neighbour's.
+    """Return which of the host's events count at `el` on a PMU, overflow at 64 bits, count their neighbour's overflows.
 
     That is all that PMUEvent() and IncrementCycleCounter() ask but for the counters' types and values.
     """
     used = cpu.hw.used_mask
     counting = pmu.count_pmu_events(pe, el)
     linked = pmu.chained_counters(pe, counting) & ~(1 << pmu.effective_hpmn(pe))
-    return [counting & used, pmu.long_counters(pe) & used, linked & used & (used << 1), pmu.effective_lc(pe) & (used >> CYCLE)]
+    return [
+        counting & used,
+        pmu.long_counters(pe) & used,
+        linked & used & (used << 1),
+        pmu.effective_lc(pe) & (used >> CYCLE),
+    ]
 
 
 def line_and_level(s: Scene) -> list[int]:

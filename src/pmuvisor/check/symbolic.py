@@ -130,19 +130,34 @@ def _number(value: int) -> Any:
 
 
 def _binary(name: str, build: Callable[[Any, Any], Any], result: type[Any], *, reverse: bool = False) -> None:
+    def term(a: Any, b: Any) -> Any:
+        place = name, id(a), id(b)
+        if place not in _terms:
+            if len(_terms) >= MOST_TERMS:
+                _terms.clear()
+            _terms[place] = a, b, build(a, b)
+        return _terms[place][2]
+
     def method(a: Any, b: Any) -> Any:
         if not isinstance(b, Int | int):
             return NotImplemented
-        return result(build(word(a), word(b)))
+        return result(term(word(a), word(b)))
 
     setattr(Int, f"__{name}__", method)
     if reverse:
-        setattr(Int, f"__r{name}__", lambda a, b: result(build(word(b), word(a))))
+        setattr(Int, f"__r{name}__", lambda a, b: result(term(word(b), word(a))))
+
+
+_terms: dict[tuple[str, int, int], tuple[Any, Any, Any]] = {}
+"""What was made of two terms, which are kept so that no other has their identity: runs are mostly alike."""
+MOST_TERMS = 1 << 18
 
 
 def _and(a: Any, b: Any) -> Any:
     """Say what is known without a solver: most of a state is the same before and after."""
-    return b if a is b or b is _number(0) else a if a is _number(0) else a & b
+    if a is b or b is _number(0) or a is _number(-1):
+        return b
+    return a if a is _number(0) or b is _number(-1) else a & b
 
 
 def _or(a: Any, b: Any) -> Any:
@@ -192,7 +207,7 @@ def paths(run: Callable[[], R], assume: Sequence[Any] = (), logic: str = "QF_BV"
     """Run a function along every feasible path; yield (solver holding the path's condition, what it returned).
 
     `run` must build its own arguments, since it is called once for each path. The solver yielded is valid only until
-    the next step of the iteration. `assume` are Boolean terms that hold at the start, `logic` is what they are terms of.
+    the next step of the iteration. `assume` are Boolean terms that hold at the start, of Z3's `logic`.
     """
     solver = z3.SolverFor(logic)
     solver.add(*assume)
@@ -211,7 +226,7 @@ def paths(run: Callable[[], R], assume: Sequence[Any] = (), logic: str = "QF_BV"
 
 
 def merged(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function that only computes an integer, and return one term for all its paths: the caller does not fork."""
+    """Call a function that only computes an integer, and return one term for all its paths: nothing forks."""
     outcomes: list[tuple[Any, Any]] = []
     work: list[list[bool]] = [[]]
     while work:
