@@ -206,6 +206,17 @@ def test_what_moves_the_registers_of_31_counters_is_proved() -> None:
     assert sum(result.claims for result in proof.results.values()) > 100
 
 
+def test_a_bit_of_pmcr_that_the_guests_pmu_has_not_is_found_where_the_core_has_it() -> None:
+    """PMCR_EL0.FZO comes with PMUv3p7 and is RES0 in PMUv3p5, which the guest is shown: it keeps what is written."""
+    proof = Proof("partitioned")
+    proof.prove(Setup(3, 1, pmuver=9, fgt2=1, icntr=1), chosen=lambda words: "PMCR_EL0 from EL1" in words)
+    assert {name for name, result in proof.results.items() if not result.proved} == {"guest-registers"}
+    found = proof.results["guest-registers"].counterexample
+    assert found is not None
+    assert found.state["value"] & 1 << 9
+    assert "a write to PMCR_EL0" in found.action
+
+
 # ---- defects ----------------------------------------------------------------------------------------------------
 
 UNSUPPORTED = Setup(2, 4)

@@ -149,7 +149,7 @@ def events_are_on_counters_that_the_driver_has(s: Scene) -> list[int]:
 def is_fine_grained(s: Scene) -> bool:
     """FEAT_FGT lets the guest at its counters; with PMUv3p9 it takes FEAT_FGT2, and for none of them FEAT_HPMN0."""
     core, vm = cpu_of(s).pe.core, vm_of(s)
-    if vm.use_fgt == 0 or core.fgt == 0 or (core.pmuver >= PMUV3P9 and core.fgt2 == 0):
+    if core.fgt == 0 or vm.use_fgt == 0 or (core.pmuver >= PMUV3P9 and core.fgt2 == 0):
         return False
     return vm.nr_counters != 0 or core.hpmn0 == 1
 
