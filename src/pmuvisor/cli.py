@@ -82,6 +82,7 @@ def _parser(own: OwnDesign | None = None) -> argparse.ArgumentParser:
     designs.set_defaults(handler=_show_designs)
     explore = "explore every interleaving of a small machine"
     _add_check(commands.add_parser("check", help=explore, description=_CHECK), own)
+    _add_prove(commands.add_parser("prove", help="prove a design for all values", description=_PROVE))
     known = commands.add_parser("defects", help="show the catalogue of known defects", description=_DEFECTS)
     known.add_argument("--check", action="store_true", help="find each, and print how long its shortest trace is")
     known.add_argument("--json", action="store_true", help="print JSON")
@@ -321,6 +322,38 @@ def _check(check: argparse.ArgumentParser, arguments: argparse.Namespace) -> int
     if arguments.walks is not None and arguments.checkpoint is not None:
         check.error("argument --checkpoint: of a whole exploration: expected it without --walks")
     return checking.check(arguments)
+
+
+_PROVE = """Prove by Z3 that a design keeps its properties: of one CPU and one vCPU, for every value of every register
+and counter, whatever the guest, its host and KVM do next (docs/prove.md). What does not hold is shown with a state and
+the action that breaks it. Exit status: 0 all is proved, 1 something does not hold, 2 bad input, 130 interrupted by
+Ctrl-C."""
+
+
+def _add_prove(prove: argparse.ArgumentParser) -> None:
+    prove.add_argument("--design", choices=EXPLORED, help="design of the virtual PMU (default: partitioned)")
+    prove.add_argument("--property", metavar="NAME", help="prove this property only (default: all)")
+    prove.add_argument(
+        "--defect",
+        metavar="NAME",
+        help="with this defect of the catalogue (pmuvisor defects), in its design unless one is given",
+    )
+    prove.add_argument("--json", metavar="FILE", type=_file, help="write the result as JSON; FILE -: to stdout")
+    prove.set_defaults(handler=functools.partial(_prove, prove))
+
+
+def _prove(prove: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    from pmuvisor.lab import proving
+
+    proving.require_z3()
+    from pmuvisor.check import defects
+    from pmuvisor.check.prove import NAMES
+
+    for name, names in (("defect", [each.name for each in defects.ALL]), ("property", list(NAMES))):
+        value = getattr(arguments, name)
+        if value is not None and value not in names:
+            prove.error(f"argument --{name}: {value!r}: expected one of {', '.join(names)}")
+    return proving.prove(arguments)
 
 
 _DEFECTS = """Show the defects that were made, or caught in review, in the designs that can be explored; each is one

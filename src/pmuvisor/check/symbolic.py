@@ -8,6 +8,7 @@ its variable. Nothing here knows what the functions are about.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -47,7 +48,29 @@ class _Run:
         return choice
 
 
-_current: list[_Run] = []
+class _Merging:
+    """One run of a function of which every branch is followed, feasible or not, for all of them to become one term."""
+
+    def __init__(self, prefix: list[bool]) -> None:
+        self.prefix = prefix
+        self.taken: list[bool] = []
+        self.conditions: list[Any] = []
+        self.todo: list[list[bool]] = []
+
+    def decide(self, condition: Any) -> bool:
+        condition = z3.simplify(condition)
+        if z3.is_true(condition) or z3.is_false(condition):
+            return bool(z3.is_true(condition))
+        depth = len(self.taken)
+        choice = self.prefix[depth] if depth < len(self.prefix) else True
+        if depth >= len(self.prefix):
+            self.todo.append([*self.taken, False])
+        self.taken.append(choice)
+        self.conditions.append(condition if choice else z3.Not(condition))
+        return choice
+
+
+_current: list[_Run | _Merging] = []
 
 
 def _decide(condition: Any) -> bool:
@@ -103,27 +126,60 @@ class Int:
 
 def word(value: Any) -> Any:
     """Return the 64-bit term of an `Int`, a Python integer or a bool."""
-    return value.term if isinstance(value, Int) else z3.BitVecVal(int(value), WORD)
+    return value.term if isinstance(value, Int) else _number(int(value))
+
+
+@functools.cache
+def _number(value: int) -> Any:
+    return z3.BitVecVal(value, WORD)
 
 
 def _binary(name: str, build: Callable[[Any, Any], Any], result: type[Any], *, reverse: bool = False) -> None:
+    def term(a: Any, b: Any) -> Any:
+        place = name, id(a), id(b)
+        if place not in _terms:
+            if len(_terms) >= MOST_TERMS:
+                _terms.clear()
+            _terms[place] = a, b, build(a, b)
+        return _terms[place][2]
+
     def method(a: Any, b: Any) -> Any:
         if not isinstance(b, Int | int):
             return NotImplemented
-        return result(build(word(a), word(b)))
+        return result(term(word(a), word(b)))
 
     setattr(Int, f"__{name}__", method)
     if reverse:
-        setattr(Int, f"__r{name}__", lambda a, b: result(build(word(b), word(a))))
+        setattr(Int, f"__r{name}__", lambda a, b: result(term(word(b), word(a))))
+
+
+_terms: dict[tuple[str, int, int], tuple[Any, Any, Any]] = {}
+"""What was made of two terms, which are kept so that no other has their identity: runs are mostly alike."""
+MOST_TERMS = 1 << 18
+
+
+def _and(a: Any, b: Any) -> Any:
+    """Say what is known without a solver: most of a state is the same before and after."""
+    if a is b or b is _number(0) or a is _number(-1):
+        return b
+    return a if a is _number(0) or b is _number(-1) else a & b
+
+
+def _or(a: Any, b: Any) -> Any:
+    return a if a is b or b is _number(0) else b if a is _number(0) else a | b
+
+
+def _xor(a: Any, b: Any) -> Any:
+    return _number(0) if a is b else a if b is _number(0) else b if a is _number(0) else a ^ b
 
 
 for _name, _build in {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,
-    "and": lambda a, b: a & b,
-    "or": lambda a, b: a | b,
-    "xor": lambda a, b: a ^ b,
+    "and": _and,
+    "or": _or,
+    "xor": _xor,
     "lshift": lambda a, b: a << b,
     "rshift": z3.LShR,
 }.items():
@@ -152,13 +208,13 @@ def symbolic(cls: type[R], prefix: str, sizes: records.Sizes | None = None) -> R
     return made
 
 
-def paths(run: Callable[[], R], assume: Sequence[Any] = ()) -> Iterator[tuple[Any, R]]:
+def paths(run: Callable[[], R], assume: Sequence[Any] = (), logic: str = "QF_BV") -> Iterator[tuple[Any, R]]:
     """Run a function along every feasible path; yield (solver holding the path's condition, what it returned).
 
     `run` must build its own arguments, since it is called once for each path. The solver yielded is valid only until
-    the next step of the iteration. `assume` are Boolean terms that hold at the start.
+    the next step of the iteration. `assume` are Boolean terms that hold at the start, of Z3's `logic`.
     """
-    solver = z3.SolverFor("QF_BV")
+    solver = z3.SolverFor(logic)
     solver.add(*assume)
     work: list[list[bool]] = [[]]
     while work:
@@ -172,3 +228,25 @@ def paths(run: Callable[[], R], assume: Sequence[Any] = ()) -> Iterator[tuple[An
         work += this.todo
         yield solver, result
         solver.pop()
+
+
+def merged(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function that only computes an integer, and return one term for all its paths: nothing forks."""
+    outcomes: list[tuple[Any, Any]] = []
+    work: list[list[bool]] = [[]]
+    while work:
+        this = _Merging(work.pop())
+        _current.append(this)
+        try:
+            result = function(*arguments)
+        finally:
+            _current.pop()
+        work += this.todo
+        outcomes.append((z3.And(this.conditions), result))
+    *others, (_, last) = outcomes
+    if not others:
+        return last
+    term = word(last)
+    for condition, result in others:
+        term = z3.If(condition, word(result), term)
+    return Int(term)
