@@ -82,7 +82,7 @@ def _parser(own: OwnDesign | None = None) -> argparse.ArgumentParser:
     designs.set_defaults(handler=_show_designs)
     explore = "explore every interleaving of a small machine"
     _add_check(commands.add_parser("check", help=explore, description=_CHECK), own)
-    _add_prove(commands.add_parser("prove", help="prove a design for all values", description=_PROVE))
+    _add_prove(commands.add_parser("prove", help="prove a design for all values", description=_PROVE), own)
     known = commands.add_parser("defects", help="show the catalogue of known defects", description=_DEFECTS)
     known.add_argument("--check", action="store_true", help="find each, and print how long its shortest trace is")
     known.add_argument("--json", action="store_true", help="print JSON")
@@ -330,8 +330,14 @@ the action that breaks it. Exit status: 0 all is proved, 1 something does not ho
 Ctrl-C."""
 
 
-def _add_prove(prove: argparse.ArgumentParser) -> None:
-    prove.add_argument("--design", choices=EXPLORED, help="design of the virtual PMU (default: partitioned)")
+PROVED = ("partitioned", "lazy")
+"""As `check.prove.DESIGNS`, which takes long to import."""
+
+
+def _add_prove(prove: argparse.ArgumentParser, own: OwnDesign | None) -> None:
+    prove.add_argument(
+        "--design", choices=_with_own(PROVED, own), help="design of the virtual PMU (default: partitioned)"
+    )
     prove.add_argument("--property", metavar="NAME", help="prove this property only (default: all)")
     prove.add_argument(
         "--defect",

@@ -21,8 +21,8 @@ from pmuvisor.arch.cores import set_features
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.sysreg import PMCR_E, PMU_KEYS, name_of
 from pmuvisor.check import contracts, invariants, properties, sections
+from pmuvisor.check.model import DONE
 from pmuvisor.check.scene import C, Scene, V
-from pmuvisor.check.state import DONE
 from pmuvisor.check.symbolic import MOST_TERMS, WORD, Int, merged, paths, symbolic, word
 from pmuvisor.compiled import Replaced, substituted
 from pmuvisor.kvm import filters, partitioned
@@ -392,11 +392,12 @@ class _Twins:
 
     def __init__(self, replaced: Replaced) -> None:
         self._replaced = {**MERGED, **dict(ASSUMED.values()), **replaced}
+        self._homes = (*HERE, *sorted({f"{instead.__module__}." for instead in replaced.values()}))
         self._made: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if function not in self._made:
-            self._made[function] = substituted(function, self._replaced, also=HERE)
+            self._made[function] = substituted(function, self._replaced, also=self._homes)
         return self._made[function](*arguments)
 
 

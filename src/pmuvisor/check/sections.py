@@ -19,8 +19,8 @@ from pmuvisor.arch.sysreg import (
 )
 from pmuvisor.check import invariants
 from pmuvisor.check.invariants import cpu_of, is_owned, vcpu_of, vm_of
+from pmuvisor.check.model import DONE, NOT_NOW
 from pmuvisor.check.scene import C, Scene, V
-from pmuvisor.check.state import DONE, NOT_NOW
 from pmuvisor.kvm import access, filters
 from pmuvisor.kvm import world as worlds
 from pmuvisor.linux import perf

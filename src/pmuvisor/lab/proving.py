@@ -34,15 +34,21 @@ def prove(arguments: argparse.Namespace) -> int:
     from pmuvisor.check import prove as proofs
 
     defect = next((each for each in defects.ALL if each.name == arguments.defect), None)
-    design = arguments.design or (defect.design if defect else "partitioned")
+    own = arguments.own
+    design = arguments.design or (defect.design if defect else "partitioned" if own is None else own.name)
+    base = design if own is None or design != own.name else own.base
+    if base not in proofs.DESIGNS:
+        raise RequestError(f"design: {design} begins with {base}: expected one of {', '.join(proofs.DESIGNS)}")
     if defect and defect.sound in {sound for sound, _ in proofs.ASSUMED.values()}:
         what = f"it is in {defect.sound.__name__}(), which proofs assume to be right"
         raise RequestError(f"defect: {defect.name}: {what}: expected one that pmuvisor prove can see")
-    replaced = {defect.sound: defect.defective} if defect else None
+    replaced = {} if own is None or design != own.name else dict(own.replaced)
+    if defect:
+        replaced[defect.sound] = defect.defective
     path, people = where_to(arguments.json)
     begin = time.perf_counter()
     progress = _Progress()
-    results = proofs.prove(design, arguments.property, proofs.SETUPS, replaced, progress)
+    results = proofs.prove(base, arguments.property, proofs.SETUPS, replaced, progress)
     progress.end()
     seconds = time.perf_counter() - begin
     assumed = [*proofs.ASSUMED, *proofs.ALSO_ASSUMED]
