@@ -48,7 +48,7 @@ def _any_values(cpu: Cpu, counters: int, chance: Cpu) -> None:
     pe, new = cpu.pe, chance.pe
     for i in range(pe.core.event_counters):
         mine = -((counters >> i) & 1)
-        pe.evcntr[i] = instead(pe.evcntr[i], new.evcntr[i], mine)
+        pe.evcntr[i] = instead(pe.evcntr[i], new.evcntr[i] & pmu.event_counter_mask(pe), mine)
         pe.evtyper[i] = instead(pe.evtyper[i], new.evtyper[i] & pmu.evtyper_bits(pe, i), mine)
     pe.ccntr = instead(pe.ccntr, new.ccntr, -((counters >> CYCLE) & 1))
     pe.icntr = instead(pe.icntr, new.icntr, -((counters >> INSTRUCTION) & 1))

@@ -245,12 +245,12 @@ def a_counter_of_nobodys_is_off(s: Scene) -> list[int]:
     return [(pe.cnten | pe.inten | pe.ovs) & ~(cpu_of(s).hw.used_mask | on_loan(s))]
 
 
-def types_are_those_of_the_core(s: Scene) -> list[int]:
-    """PMEVTYPER<n>_EL0 and the filters have no bit that is RES0."""
+def registers_have_the_bits_that_the_core_has(s: Scene) -> list[int]:
+    """PMEVTYPER<n>_EL0, the filters and, before PMUv3p5, the upper half of PMEVCNTR<n>_EL0 have no bit that is RES0."""
     pe = cpu_of(s).pe
     wrong = [(pe.ccfiltr | pe.icfiltr) & ~pmu.filter_bits(pe)]
     for i in range(pe.core.event_counters):
-        wrong += [pe.evtyper[i] & ~pmu.evtyper_bits(pe, i)]
+        wrong += [pe.evtyper[i] & ~pmu.evtyper_bits(pe, i), pe.evcntr[i] & ~pmu.event_counter_mask(pe)]
     return wrong
 
 
@@ -322,11 +322,13 @@ def controls_are_as_the_guest_wrote_them(s: Scene) -> list[int]:
 def counters_hold_what_they_ought_to(s: Scene) -> list[int]:
     """The guest's counters are the mirror's, on the CPU or in memory."""
     mirror, n = s.mirror.pe, vm_of(s).nr_counters
+    unused = ~pmu.event_counter_mask(mirror)
+    wrong = [mirror.evcntr[i] & unused for i in range(n)]
     if is_owned(s):
         pe = cpu_of(s).pe
-        return [*(pe.evcntr[i] ^ mirror.evcntr[i] for i in range(n)), pe.ccntr ^ mirror.ccntr]
+        return [*wrong, *(pe.evcntr[i] ^ mirror.evcntr[i] for i in range(n)), pe.ccntr ^ mirror.ccntr]
     vcpu = vcpu_of(s)
-    return [*(vcpu.evcntr[i] ^ mirror.evcntr[i] for i in range(n)), vcpu.ccntr ^ mirror.ccntr]
+    return [*wrong, *(vcpu.evcntr[i] ^ mirror.evcntr[i] for i in range(n)), vcpu.ccntr ^ mirror.ccntr]
 
 
 def a_free_guest_counts_nothing(s: Scene) -> list[int]:
@@ -368,7 +370,7 @@ ALL = (
     Part("residency", while_it_is_free_everything_traps_to_kvm),
     Part("host-back", the_host_has_its_registers_or_they_are_kept),
     Part("host-back", a_counter_of_nobodys_is_off),
-    Part("host-back", types_are_those_of_the_core),
+    Part("host-back", registers_have_the_bits_that_the_core_has),
     Part("guest-registers", types_are_as_the_guest_wrote_them),
     Part("guest-registers", controls_are_as_the_guest_wrote_them),
     Part("filtered", hardware_counts_by_the_types_that_the_filter_leaves),

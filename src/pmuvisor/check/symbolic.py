@@ -19,6 +19,7 @@ from pmuvisor import records
 R = TypeVar("R")
 WORD = 64
 """Width in bits of every symbolic integer."""
+ONES = (1 << WORD) - 1
 MAX_SUBSCRIPT = 64
 """A symbolic subscript forks over 0 to this, exclusive; beyond it IndexError, as for a list."""
 
@@ -126,7 +127,7 @@ class Int:
 
 def word(value: Any) -> Any:
     """Return the 64-bit term of an `Int`, a Python integer or a bool."""
-    return value.term if isinstance(value, Int) else _number(int(value))
+    return value.term if isinstance(value, Int) else _number(int(value) & ONES)
 
 
 @functools.cache
@@ -160,9 +161,9 @@ MOST_TERMS = 1 << 18
 
 def _and(a: Any, b: Any) -> Any:
     """Say what is known without a solver: most of a state is the same before and after."""
-    if a is b or b is _number(0) or a is _number(-1):
+    if a is b or b is _number(0) or a is _number(ONES):
         return b
-    return a if a is _number(0) or b is _number(-1) else a & b
+    return a if a is _number(0) or b is _number(ONES) else a & b
 
 
 def _or(a: Any, b: Any) -> Any:
