@@ -25,6 +25,7 @@ TYPE_UNDER_EVENT = 3
 PMXEVCNTR_31 = 4
 EL0_UNDEFINED = 5
 FILTER_OF_FIXED = 6
+EVENT_IN_CCFILTR = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ ALL = (
         "sys_reg_table: PMEVTYPER<n>_EL0 and PMCCFILTR_EL0 have no set_user; enable_perf_event() keeps an event",
         "userspace writes types of counters without an event only",
         "emulated",
-        "tiny",
+        "overflows",
         "filtered",
     ),
     Inexact(
@@ -108,6 +109,15 @@ ALL = (
         "fixed-counters-only",
         "attributes",
         "attributes",
+    ),
+    Inexact(
+        "event-in-ccfiltr",
+        "PMCCFILTR_EL0 keeps what is written where other event types have their event, bits that are RES0",
+        "kvm_pmu_set_counter_event_type(), kvm_pmu_evtyper_mask()",
+        "the mirror keeps it as well",
+        "emulated",
+        "el0",
+        "guest-registers",
     ),
 )
 EVERY = (1 << len(ALL)) - 1
