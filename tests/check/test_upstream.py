@@ -18,7 +18,7 @@ STEPS = {
     "overflow-from-zero": 9,
     "next-overflow": 9,
     "late-interrupt": 5,
-    "type-under-event": 8,
+    "type-not-told": 8,
     "pmxevcntr-31": 7,
     "el0-undefined": 4,
     "filter-of-fixed": 2,

@@ -479,10 +479,11 @@ def register_restored(m: Machine, v: int, key: int, value: int) -> int:
 
 
 def type_can_be_restored(m: Machine, v: int, key: int) -> bool:
-    """Tell whether no perf event counts by the type that would be written, or that is not to be excused."""
+    """Tell whether the next entry makes an event of the type that would be written, or that is not to be excused."""
+    vcpu = m.world.vcpus[v]
     i = pmu.counter_of(m.mirrors[v].pe, key)
-    attached = m.world.host.events[emulated.event_of(m.world.vcpus[v], i)].attached
-    return attached == 0 or not excuses(m, v, upstream.TYPE_UNDER_EVENT)
+    attached = m.world.host.events[emulated.event_of(vcpu, i)].attached
+    return (attached == 0 and vcpu.reload_pmu == 1) or not excuses(m, v, upstream.TYPE_NOT_TOLD)
 
 
 def ought_to_be(pe: pmu.Pe, key: int, value: int) -> None:
