@@ -20,7 +20,7 @@ from pmuvisor import records
 from pmuvisor.check import models, packing, plain, properties, steps
 from pmuvisor.check.explore import CheckpointError, Exploration
 from pmuvisor.check.found import Result
-from pmuvisor.check.model import DONE, NOT_NOW
+from pmuvisor.check.model import DONE, NOT_NOW, Action
 from pmuvisor.check.models import PRESETS, Preset
 from pmuvisor.check.packing import Workspace
 from pmuvisor.check.state import Machine
@@ -37,9 +37,9 @@ DESIGNS = list(models.DESIGNS)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_nothing_breaks_a_sound_design_in_any_preset(design: str, preset: str) -> None:
     short = dataclasses.replace(PRESETS[preset], accesses=1, executions=1, switches=1, openings=1, settings=0)
-    found = plain.explore(models.model(short, design), most=600)
+    found = plain.explore(models.model(short, design), most=200)
     assert found.violation is None
-    assert found.complete or found.states >= 600
+    assert found.complete or found.states >= 200
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -53,14 +53,16 @@ def test_tiny_is_explored_completely_and_has_ten_thousand_states(design: str) ->
 @pytest.mark.parametrize("name", PRESETS)
 def test_long_random_walks_break_nothing_and_keep_every_integer_within_its_width(design: str, name: str) -> None:
     preset = PRESETS[name]
-    actions = models.actions(preset, models.DESIGNS[design])
+    kinds: dict[int, list[Action]] = {}
+    for action in models.actions(preset, models.DESIGNS[design]):
+        kinds.setdefault(action.operands[0], []).append(action)
     happened = set()
-    for seed in range(30):
+    for seed in range(12):
         rng = random.Random(seed)
         m = models.machine(preset, models.DESIGNS[design])
         m.left[:] = [60] * 5
         for _ in range(300):
-            action = rng.choice(actions)
+            action = rng.choice(kinds[rng.choice(list(kinds))])
             result = steps.step(m, *action.operands)
             assert result in (NOT_NOW, DONE), (seed, action.words, properties.ALL[result - 2])
             happened |= {action.operands[0]} if result else set()

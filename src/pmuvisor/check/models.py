@@ -149,6 +149,8 @@ PRIVILEGED = (
     ("PMUSERENR_EL0", sysreg.PMUSERENR_CR),
     ("PMUSERENR_EL0", 0),
     ("PMCNTENCLR_EL0", CYCLE | 3),
+    ("PMOVSCLR_EL0", CYCLE | 1),
+    ("PMCCFILTR_EL0", INST_RETIRED),
 )
 AGAIN = (("PMCR_EL0", 1 | sysreg.PMCR_P), ("PMEVCNTR0_EL0", 2), ("PMOVSCLR_EL0", 1))
 AGAIN_FIXED = (("PMCCNTR_EL0", 14), ("PMCCNTR_EL0", 0), ("PMOVSCLR_EL0", CYCLE))
@@ -199,7 +201,7 @@ PRESETS = {
         Preset("unlike", (2, 1), 1, 2, 2, (CYCLES,), 0, 3, 4, 0, 0, FEW, 1),
         Preset("icntr", (2,), 1, 1, 2, (COUNTING,), 2, 3, 2, 1, 0, FEW, 1, icntr=1),
         Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), MANY, 3, fixed_registers=FIXED_MANY, at_el0=USER),
-        Preset("overflows", (2,), 1, 1, 2, (CYCLES,), 1, 5, 1, 0, 0, AGAIN, 1, fixed_registers=AGAIN_FIXED),
+        Preset("overflows", (2,), 1, 1, 2, (CYCLES,), 1, 5, 1, 0, 1, AGAIN, 1, fixed_registers=AGAIN_FIXED),
         Preset(
             *("el0", (2,), 1, 1, 2, (CYCLES,), 2, 2, 1, 1, 0, PRIVILEGED, 1),
             fixed_registers=PRIVILEGED,

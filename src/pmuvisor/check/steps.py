@@ -77,7 +77,7 @@ from pmuvisor.kvm import access, emulated, filters, restored
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, Vcpu
 from pmuvisor.linux import activity, perf, sched
-from pmuvisor.linux.host import NO_COUNTER, NO_TASK, NO_VCPU, STATE_INACTIVE, PerfEvent
+from pmuvisor.linux.host import NO_COUNTER, NO_TASK, NO_VCPU, STATE_INACTIVE, Cpu, PerfEvent
 
 NO_EXCEPTION, UNDEFINED, TRAP = 0, 1, 2
 """What a guest takes instead of what it wanted to do."""
@@ -297,7 +297,10 @@ def set_type(m: Machine, v: int, i: int, value: int) -> None:
     """Set an event type of the PMU that a guest believes to have, or its cycle counter's filter where `i` is CYCLE."""
     mirror = m.mirrors[v]
     if i == CYCLE:
-        mirror.ccfiltr = value & pmu.filter_bits(mirror.pe) & ~(1 << FILTER_NSH)
+        bits = pmu.filter_bits(mirror.pe)
+        if excuses(m, v, upstream.EVENT_IN_CCFILTR):
+            bits |= pmu.EVENT_FIELD
+        mirror.ccfiltr = value & bits & ~(1 << FILTER_NSH)
     else:
         mirror.evtyper[i] = value & pmu.evtyper_bits(mirror.pe, i) & ~(1 << FILTER_NSH) & 0xFFFF_FFFF
     apply_filter(m, v, i)
@@ -476,10 +479,11 @@ def register_restored(m: Machine, v: int, key: int, value: int) -> int:
 
 
 def type_can_be_restored(m: Machine, v: int, key: int) -> bool:
-    """Tell whether no perf event counts by the type that would be written, or that is not to be excused."""
+    """Tell whether the next entry makes an event of the type that would be written, or that is not to be excused."""
+    vcpu = m.world.vcpus[v]
     i = pmu.counter_of(m.mirrors[v].pe, key)
-    attached = m.world.host.events[emulated.event_of(m.world.vcpus[v], i)].attached
-    return attached == 0 or not excuses(m, v, upstream.TYPE_UNDER_EVENT)
+    attached = m.world.host.events[emulated.event_of(vcpu, i)].attached
+    return (attached == 0 and vcpu.reload_pmu == 1) or not excuses(m, v, upstream.TYPE_NOT_TOLD)
 
 
 def ought_to_be(pe: pmu.Pe, key: int, value: int) -> None:
@@ -622,6 +626,7 @@ def tidy(m: Machine) -> None:
         forget_loaded(m.world.vcpus[v])
         if has_events(m, v):
             forget_emulated(m, v)
+            forget_counters(host.cpus[cpu_of(m, v)])
     for number in range(len(host.events)):
         forget_event(host.events[number])
 
@@ -644,6 +649,17 @@ def forget_emulated(m: Machine, v: int) -> None:
         ctx.pinned[i] = 0
     if vcpu.loaded == 1:
         m.world.saved[cpu_of(m, v)].pmcr = 0
+
+
+def forget_counters(cpu: Cpu) -> None:
+    """A counter without an event is written before it counts, where no guest has counters of its own."""
+    for i in range(cpu.pe.core.event_counters):
+        if (cpu.hw.used_mask >> i) & 1 == 0:
+            cpu.pe.evcntr[i] = 0
+            cpu.pe.evtyper[i] = 0
+    if (cpu.hw.used_mask >> CYCLE) & 1 == 0:
+        cpu.pe.ccntr = 0
+        cpu.pe.ccfiltr = 0
 
 
 def forget_event(event: PerfEvent) -> None:

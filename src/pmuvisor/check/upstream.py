@@ -21,10 +21,11 @@ from pmuvisor.linux.host import STATE_ACTIVE, Host, PerfEvent
 OVERFLOW_FROM_ZERO = 0
 NEXT_OVERFLOW = 1
 LATE_INTERRUPT = 2
-TYPE_UNDER_EVENT = 3
+TYPE_NOT_TOLD = 3
 PMXEVCNTR_31 = 4
 EL0_UNDEFINED = 5
 FILTER_OF_FIXED = 6
+EVENT_IN_CCFILTR = 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +73,14 @@ ALL = (
         "delivered",
     ),
     Inexact(
-        "type-under-event",
-        "userspace writes an event type or PMCCFILTR_EL0 of a vCPU that has run, and the counter goes on with the old"
-        " one, denied or not",
-        "sys_reg_table: PMEVTYPER<n>_EL0 and PMCCFILTR_EL0 have no set_user; enable_perf_event() keeps an event",
-        "userspace writes types of counters without an event only",
+        "type-not-told",
+        "userspace writes an event type or PMCCFILTR_EL0 of a vCPU that has run, and the counter goes on by the old"
+        " one, denied or not, or has no event still",
+        "sys_reg_descs: PMEVTYPER<n>_EL0 and PMCCFILTR_EL0 have no set_user that asks for KVM_REQ_RELOAD_PMU;"
+        " kvm_pmc_enable_perf_event() keeps an event that there is",
+        "userspace writes types only while a reload is asked for, of counters without an event",
         "emulated",
-        "tiny",
+        "overflows",
         "filtered",
     ),
     Inexact(
@@ -108,6 +110,15 @@ ALL = (
         "fixed-counters-only",
         "attributes",
         "attributes",
+    ),
+    Inexact(
+        "event-in-ccfiltr",
+        "PMCCFILTR_EL0 keeps what is written where other event types have their event, bits that are RES0",
+        "kvm_pmu_set_counter_event_type(), kvm_pmu_evtyper_mask()",
+        "the mirror keeps it as well",
+        "emulated",
+        "el0",
+        "guest-registers",
     ),
 )
 EVERY = (1 << len(ALL)) - 1
