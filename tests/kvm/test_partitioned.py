@@ -214,6 +214,16 @@ def test_the_cycle_counter_is_filtered_as_cpu_cycles() -> None:
         assert pe.ccntr == counted
 
 
+@pytest.mark.parametrize(("pmuver", "loaded"), [(P4, 0xDBAD_C0DE), (P5, 0x1DE7_EC7E_DBAD_C0DE)])
+def test_a_counter_that_userspace_restored_is_as_wide_as_the_cpus(pmuver: int, loaded: int) -> None:
+    """Arm ARM, PMEVCNTR<n>_EL0: before PMUv3p5 bits [63:32] are RES0. KVM_SET_ONE_REG keeps all 64 bits."""
+    pe = make_pe(6, pmuver)
+    vm, vcpu = make_vm(4), make_vcpu(pe)
+    vcpu.evcntr[0] = 0x1DE7_EC7E_DBAD_C0DE
+    vcpu_load(pe, make_host(), vm, vcpu, 1)
+    assert pe.evcntr[0] == loaded
+
+
 def test_software_increments_and_chains_are_never_filtered() -> None:
     # Linux Documentation/virt/kvm/devices/vcpu.rst, "Restrictions" of KVM_ARM_VCPU_PMU_V3_FILTER.
     vm = make_vm(4, denied=[0x00, 0x08, 0x1E])

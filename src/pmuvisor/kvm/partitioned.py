@@ -260,7 +260,7 @@ def load_registers(pe: Pe, vm: Vm, vcpu: Vcpu) -> None:
     mine = implemented_counter_mask(vm)
     for i in range(vm.nr_counters):
         pmu.write_control(pe, i, effective_evtyper(pe, vm, vcpu.evtyper[i]))
-        pe.evcntr[i] = vcpu.evcntr[i]
+        pmu.write_counter(pe, i, vcpu.evcntr[i])
     pe.ccfiltr = effective_ccfiltr(pe, vm, vcpu.ccfiltr)
     pe.ccntr = vcpu.ccntr
     pe.selr = vcpu.selr
