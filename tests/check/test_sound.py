@@ -1,0 +1,56 @@
+"""Sound designs, which nothing breaks, by CPython alone: what mutants of linux/ and kvm/ are held to (docs/mutation.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+import pytest
+
+from pmuvisor import records
+from pmuvisor.check import models, plain, properties, steps
+from pmuvisor.check.model import DONE, NOT_NOW, Action
+from pmuvisor.check.models import PRESETS
+
+SHORT = dataclasses.replace(PRESETS["tiny"], accesses=1, executions=1, switches=1, openings=1, settings=0)
+DESIGNS = list(models.DESIGNS)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_nothing_breaks_a_sound_design_in_any_preset(design: str, preset: str) -> None:
+    short = dataclasses.replace(PRESETS[preset], accesses=1, executions=1, switches=1, openings=1, settings=0)
+    found = plain.explore(models.model(short, design), most=200)
+    assert found.violation is None
+    assert found.complete or found.states >= 200
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("name", PRESETS)
+def test_long_random_walks_break_nothing_and_keep_every_integer_within_its_width(design: str, name: str) -> None:
+    preset = PRESETS[name]
+    kinds: dict[int, list[Action]] = {}
+    for action in models.actions(preset, models.DESIGNS[design]):
+        kinds.setdefault(action.operands[0], []).append(action)
+    happened = set()
+    for seed in range(12):
+        rng = random.Random(seed)
+        m = models.machine(preset, models.DESIGNS[design])
+        m.left[:] = [60] * 5
+        for _ in range(300):
+            action = rng.choice(kinds[rng.choice(list(kinds))])
+            result = steps.step(m, *action.operands)
+            assert result in (NOT_NOW, DONE), (seed, action.words, properties.ALL[result - 2])
+            happened |= {action.operands[0]} if result else set()
+        records.check_widths(m, models.sizes(preset, models.DESIGNS[design]))
+    assert happened >= set(range(8)), "accesses and their handling, instructions, entries, exits, interrupts, switches"
+
+
+def test_an_action_that_is_not_possible_changes_nothing() -> None:
+    preset, sizes = SHORT, models.sizes(SHORT)
+    rng = random.Random(7)
+    m = models.machine(preset, models.DESIGNS["lazy"])
+    for _ in range(400):
+        before = records.key(m, sizes)
+        if steps.step(m, *rng.choice(models.actions(preset)).operands) == NOT_NOW:
+            assert records.key(m, sizes) == before
