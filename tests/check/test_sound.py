@@ -1,4 +1,4 @@
-"""Sound designs, which nothing breaks, by CPython alone: what mutants of linux/ and kvm/ are held to (docs/mutation.md)."""
+"""Sound designs, which nothing breaks, by CPython alone: mutants are held to these tests (docs/mutation.md)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 
 from pmuvisor import cli
 from pmuvisor.arch.sysreg import PMCR_E
-from pmuvisor.check import models, plain
+from pmuvisor.check import models, plain, prove
 from pmuvisor.kvm import access, lazy, partitioned, vcpu, world
 from pmuvisor.kvm.vcpu import FREE, GUEST_OWNED, LAZY, Vcpu, Vm
 from pmuvisor.own import DesignError, OwnDesign
@@ -59,6 +59,23 @@ def test_an_own_design_that_is_wrong_is_found_to_be() -> None:
     assert found.violation is not None
     assert model.properties[found.violation.property].name == "guest-counts"
     assert model.title == "hasty, tiny: 1 CPU, 1 vCPU"
+
+
+@pytest.mark.parametrize(("own", "status"), [(WARM, 0), (HASTY, 1)])
+def test_an_own_design_is_proved_or_not(
+    own: OwnDesign, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prove, "SETUPS", (prove.Setup(2, 1),))
+    assert cli.main(["prove", "--property", "guest-counts"], own=own) == status
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{own.name}: counters and registers of 64 bits")
+    assert ("a free guest counts nothing" in printed) == (own is HASTY)
+
+
+def test_a_design_on_an_emulated_base_is_not_proved(capsys: pytest.CaptureFixture[str]) -> None:
+    own = OwnDesign("mine", "emulated", {lazy.residency_at_load: free_while_an_overflow_waits})
+    assert cli.main(["prove"], own=own) == 2
+    assert "design: mine begins with emulated: expected one of partitioned, lazy" in capsys.readouterr().err
 
 
 # ---- run and compared -------------------------------------------------------------------------------------------
