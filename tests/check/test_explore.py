@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmuvisor import records
+from pmuvisor import cli, records
 from pmuvisor.check import models, packing, plain, properties, steps
 from pmuvisor.check.explore import CheckpointError, Exploration
 from pmuvisor.check.found import Result
@@ -23,6 +23,10 @@ from pmuvisor.check.state import Machine
 SHORT = dataclasses.replace(PRESETS["tiny"], accesses=1, executions=1, switches=1, openings=1, settings=0)
 """Of the same sizes as tiny, and so of the same machine code."""
 DESIGNS = list(models.DESIGNS)
+
+
+def test_the_command_line_has_every_design_and_preset() -> None:
+    assert (list(cli.EXPLORED), list(cli.EXPLORATIONS)) == (DESIGNS, list(PRESETS))
 
 
 # ---- sound designs ------------------------------------------------------------------------------------------
