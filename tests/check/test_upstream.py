@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,10 @@ from pmuvisor.check import models, plain, properties, state, steps, upstream
 from pmuvisor.check.explore import Exploration, ReplayError
 from pmuvisor.check.model import BROKEN, DONE, NOT_NOW
 from pmuvisor.check.models import PRESETS
+from pmuvisor.kvm import emulated
 from pmuvisor.kvm import world as worlds
+from pmuvisor.kvm.vcpu import Vcpu, Vm
+from pmuvisor.linux.host import Host, PerfEvent
 
 STEPS = {
     "overflow-from-zero": 9,
@@ -107,3 +112,37 @@ def test_a_mirror_that_missed_what_userspace_wrote_would_be_noticed() -> None:
     m = models.machine(PRESETS["restored"], models.DESIGNS["partitioned"])
     m.mirrors[0].pe.cnten = 0
     assert do(m, state.SWITCH_IN, 0) == BROKEN + properties.GUEST_REGISTERS
+
+
+# ---- what is excused hides little ---------------------------------------------------------------------------
+
+
+def deaf(host: Host, c: int, vm: Vm, vcpu: Vcpu) -> None:
+    """Nobody is told that events have overflowed."""
+
+
+def forgetful(host: Host, c: int, vm: Vm, vcpu: Vcpu, i: int, now: int) -> None:
+    """A counter that stops loses what its event has counted."""
+    emulated.release_perf_event(host, vcpu, i, now)
+
+
+def open_to_the_host(event: PerfEvent, control: int) -> None:
+    """An event of a guest's counts the host as well."""
+    emulated.set_exclusions(event, control)
+    event.exclude_host = 0
+
+
+@pytest.mark.parametrize(
+    ("sound", "broken", "preset", "breaks"),
+    [
+        (emulated.handle_overflows, deaf, "overflows", "overflows"),
+        (emulated.stop_counter, forgetful, "tiny", "filtered"),
+        (emulated.set_exclusions, open_to_the_host, "tiny", "guest-counts"),
+    ],
+)
+def test_an_emulated_design_that_is_broken_is_found_with_all_that_is_excused(
+    sound: Callable[..., Any], broken: Callable[..., Any], preset: str, breaks: str
+) -> None:
+    found = plain.explore(models.model(PRESETS[preset], "emulated"), {sound: broken}, most=2000)
+    assert found.violation is not None
+    assert properties.ALL[found.violation.property].name == breaks

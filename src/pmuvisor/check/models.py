@@ -200,7 +200,6 @@ PRESETS = {
         Preset("hetero", (2, 1), 1, 2, 2, (CYCLES,), 2, 2, 3, 1, 0, FEW, 1),
         Preset("unlike", (2, 1), 1, 2, 2, (CYCLES,), 0, 3, 4, 0, 0, FEW, 1),
         Preset("icntr", (2,), 1, 1, 2, (COUNTING,), 2, 3, 2, 1, 0, FEW, 1, icntr=1),
-        Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), MANY, 3, fixed_registers=FIXED_MANY, at_el0=USER),
         Preset("overflows", (2,), 1, 1, 2, (CYCLES,), 1, 5, 1, 0, 1, AGAIN, 1, fixed_registers=AGAIN_FIXED),
         Preset(
             *("el0", (2,), 1, 1, 2, (CYCLES,), 2, 2, 1, 1, 0, PRIVILEGED, 1),
@@ -214,6 +213,7 @@ PRESETS = {
             restored=(),
             filters=(INST_RETIRED, CPU_CYCLES),
         ),
+        Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), MANY, 3, fixed_registers=FIXED_MANY, at_el0=USER),
     )
 }
 
