@@ -268,12 +268,17 @@ EXPLORATIONS_OF_SPE = ("spe", "spe-unpinned", "spe-beside", "spe-wide")
 
 
 def _add_check(check: argparse.ArgumentParser, own: OwnDesign | None) -> None:
+    designs, presets = _with_own(EXPLORED, own), EXPLORATIONS + EXPLORATIONS_OF_SPE
     check.add_argument(
         "--design",
-        choices=_with_own(EXPLORED, own),
-        help="what is explored (default: partitioned; of a preset spe..., spe)",
+        metavar="NAME",
+        choices=designs,
+        help=f"what is explored: {', '.join(designs)} (default: {'partitioned' if own is None else own.name}; of a "
+        "preset spe..., spe)",
     )
-    check.add_argument("--preset", choices=EXPLORATIONS + EXPLORATIONS_OF_SPE, help="which machine (default: tiny)")
+    check.add_argument(
+        "--preset", metavar="NAME", choices=presets, help=f"which machine: {', '.join(presets)} (default: tiny)"
+    )
     check.add_argument(
         "--defect",
         metavar="NAME",
