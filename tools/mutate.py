@@ -25,6 +25,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -423,10 +424,14 @@ class Chosen(NamedTuple):
     one_in: int = 1
     """Of their mutants one in so many, by a hash of its number."""
 
-    def has(self, path: str, number: int, function: str) -> bool:
+    left_out: str = ""
+    """A regular expression of statements that are left as they are."""
+
+    def has(self, path: str, number: int, function: str, before: str) -> bool:
         """Tell whether a mutant is among them."""
         drawn = zlib.crc32(f"{path}:{number}".encode()) % self.one_in == 0
-        return drawn and (not self.functions or function in self.functions)
+        meant = not self.left_out or re.search(self.left_out, before) is None
+        return drawn and meant and (not self.functions or function in self.functions)
 
 
 class Campaign:
@@ -483,7 +488,7 @@ class Campaign:
                 if (
                     undecided
                     and self.tests_digest not in record["tests"]
-                    and self.chosen.has(path, mutant.number, mutant.function)
+                    and self.chosen.has(path, mutant.number, mutant.function, mutant.before)
                 ):
                     yield mutant, module, tree
 
@@ -563,7 +568,7 @@ def report(state: State, chosen: Chosen) -> float:
         mine = [
             record
             for (of, version, number), record in sorted(state.records.items())
-            if (of, version) == (path, module) and chosen.has(path, number, record["function"])
+            if (of, version) == (path, module) and chosen.has(path, number, record["function"], record["before"])
         ]
         rows[path] = dict.fromkeys(COLUMNS, 0) | {"mutants": len(mine)}
         for record in mine:
@@ -590,6 +595,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--one-in", type=int, default=1, metavar="N", help="a sample: one mutant in N, always the same (default: all)"
     )
+    parser.add_argument("--leave-out", default="", metavar="REGEX", help="statements that are left as they are")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="mutants at a time (default: %(default)s)")
     parser.add_argument("--state", type=Path, default=Path("build/mutation.jsonl"), help="default: %(default)s")
     parser.add_argument("--fresh", action="store_true", help="forget what the state file says")
@@ -610,7 +616,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in [*(options.tests or []), *(options.slow or [])]:
             if not Path(path).exists():
                 raise Failure(f"{path}: expected a file of tests, or a folder of such")
-        chosen = Chosen(tuple(options.modules), frozenset(options.functions), max(1, options.one_in))
+        chosen = Chosen(tuple(options.modules), frozenset(options.functions), max(1, options.one_in), options.leave_out)
         tests = options.tests or tests_of(options.modules)
         Campaign(chosen, tests, state, options.jobs).run()
         if options.slow:
