@@ -16,23 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pmuvisor import cli
-from pmuvisor.check import catalogue, models, packing, plain
+from pmuvisor.check import models, packing, plain
 from pmuvisor.check.explore import CheckpointError, Exploration
 from pmuvisor.check.found import Result
 from pmuvisor.check.models import PRESETS, Preset
 from pmuvisor.check.packing import Workspace
-from pmuvisor.check.spe import models as spe_models
 from pmuvisor.check.state import Machine
 
 SHORT = dataclasses.replace(PRESETS["tiny"], accesses=1, executions=1, switches=1, openings=1, settings=0)
 """Of the same sizes as tiny, and so of the same machine code."""
 DESIGNS = list(models.DESIGNS)
-
-
-def test_the_command_line_has_every_design_and_preset() -> None:
-    assert cli.EXPLORED == (*DESIGNS, spe_models.DESIGN)
-    assert (*cli.EXPLORATIONS, *cli.EXPLORATIONS_OF_SPE) == catalogue.PRESETS
 
 
 # ---- sound designs ------------------------------------------------------------------------------------------

@@ -74,6 +74,10 @@ class Preset:
     """The CPUs have FEAT_FGT."""
     icntr: int = 0
     """They have FEAT_PMUv3_ICNTR."""
+    pmuver: int = sysreg.PMUV3P5
+    """ID_AA64DFR0_EL1.PMUVer. A guest has PMUv3p5 at most."""
+    fgt2: int = 0
+    """They have FEAT_FGT2."""
     fixed_registers: tuple[tuple[str, int | None], ...] = ()
     """What guests without event counters access."""
     at_el0: tuple[tuple[str, int | None], ...] = ()
@@ -190,7 +194,7 @@ PRESETS = {
         Preset("tiny", (2,), 1, 1, 2, (CYCLES,), 2, 3, 2, 1, 1, FEW, 1),
         Preset("small", (2, 2), 2, 1, 2, (CYCLES, COUNTING), 2, 2, 2, 2, 0, FEW, 1),
         Preset(
-            *("wide", (2, 2), 2, 1, 2, (CYCLES, ELSEWHERE), 3, 3, 2, 2, 1, MANY, 1),
+            *("wide", (2, 2), 2, 1, 2, (CYCLES, ELSEWHERE), 2, 1, 2, 1, 1, MANY, 1),
             fixed_registers=FIXED_MANY,
             at_el0=USER,
             restored=RESTORED,
@@ -199,7 +203,8 @@ PRESETS = {
         Preset("trapped", (2,), 1, 1, 2, (CYCLES,), 2, 3, 2, 1, 1, FEW, 1, fgt=0),
         Preset("hetero", (2, 1), 1, 2, 2, (CYCLES,), 2, 2, 3, 1, 0, FEW, 1),
         Preset("unlike", (2, 1), 1, 2, 2, (CYCLES,), 0, 3, 4, 0, 0, FEW, 1),
-        Preset("icntr", (2,), 1, 1, 2, (COUNTING,), 2, 3, 2, 1, 0, FEW, 1, icntr=1),
+        Preset("icntr", (2,), 1, 1, 2, (COUNTING,), 2, 3, 2, 1, 0, FEW, 1, icntr=1, pmuver=sysreg.PMUV3P9, fgt2=1),
+        Preset("first", (2,), 1, 1, 2, (CYCLES,), 2, 3, 2, 1, 1, FEW, 1, fgt=0, pmuver=sysreg.PMUV3P0),
         Preset("overflows", (2,), 1, 1, 2, (CYCLES,), 1, 5, 1, 0, 1, AGAIN, 1, fixed_registers=AGAIN_FIXED),
         Preset(
             *("el0", (2,), 1, 1, 2, (CYCLES,), 2, 2, 1, 1, 0, PRIVILEGED, 1),
@@ -258,6 +263,8 @@ _LIMITS = {
     "programmed": (0, 16),
     "fgt": (0, 1),
     "icntr": (0, 1),
+    "pmuver": (1, 9),
+    "fgt2": (0, 1),
 }
 """Of a field of `Preset` the least and the most; of those that are not here, 0 and `MOST_OF_A_BUDGET`."""
 MOST_OF_A_BUDGET = (1 << 16) - 1
@@ -352,7 +359,8 @@ def machine(preset: Preset, design: int, asked: int = properties.EVERY, excused:
     m.ran = int(not preset.filters)
     for c in range(preset.cpus):
         number = preset.counters.index(preset.counters[c])
-        worlds.boot_cpu(m.world.host.cpus[c], _pe(preset, preset.counters[c]), number)
+        pe = _pe(preset, preset.counters[c], preset.pmuver, preset.fgt2)
+        worlds.boot_cpu(m.world.host.cpus[c], pe, number)
     _begin_vm(m, preset, design)
     for number, of in enumerate(preset.events):
         event = m.world.host.events[number]
@@ -370,7 +378,7 @@ def machine(preset: Preset, design: int, asked: int = properties.EVERY, excused:
 def _begin_vm(m: Machine, preset: Preset, design: int) -> None:
     """Make the VM: its PMU is that of CPU 0 (SET_PMU), or whichever there is (FIXED_COUNTERS_ONLY)."""
     vm = m.world.vms[0]
-    vm.design, vm.use_fgt, vm.pmuver = design, 1, 6
+    vm.design, vm.use_fgt, vm.pmuver = design, 1, min(preset.pmuver, sysreg.PMUV3P5)
     vm.nr_counters, vm.supported_pmus = preset.guest_counters, 1
     if design == FIXED_COUNTERS_ONLY:
         vm.nr_counters = 0
@@ -380,19 +388,19 @@ def _begin_vm(m: Machine, preset: Preset, design: int) -> None:
         vm.filter_words, vm.denied[0] = 1, 1 << DENIED
 
 
-def _pe(preset: Preset, counters: int) -> Pe:
+def _pe(preset: Preset, counters: int, pmuver: int, fgt2: int) -> Pe:
     pe = records.new(Pe, {"event_counters": max(preset.counters), "counter_width": 2 * preset.half_bits})
-    features = {"hpmn0": 0, "fgt": preset.fgt, "fgt2": 0, "icntr": preset.icntr, "el3": 1}
+    features = {"hpmn0": 0, "fgt": preset.fgt, "fgt2": fgt2, "icntr": preset.icntr, "el3": 1}
     bits = preset.half_bits
     widths = {"half_bits": bits, "half_mask": (1 << bits) - 1, "counter_mask": (1 << 2 * bits) - 1}
-    set_features(pe.core, event_counters=counters, pmuver=6, counter_top=2 * bits - 1, **features, **widths)
+    set_features(pe.core, event_counters=counters, pmuver=pmuver, counter_top=2 * bits - 1, **features, **widths)
     pmu.reset(pe)
     return pe
 
 
 def _begin_vcpu(m: Machine, preset: Preset, v: int) -> None:
     vcpu, mirror, counters = m.world.vcpus[v], m.mirrors[v], m.world.vms[0].nr_counters
-    own = _pe(preset, counters)
+    own = _pe(preset, counters, m.world.vms[0].pmuver, 0)
     own.core.icntr = 0
     own.tge = 0
     if v < preset.programmed:

@@ -464,9 +464,16 @@ def events_rotate(m: Machine, c: int) -> int:
 
 
 def register_restored(m: Machine, v: int, key: int, value: int) -> int:
-    """Userspace restores a register of a vCPU that is not loaded, event types denied or not."""
+    """Userspace restores a register of a vCPU that is not loaded, event types denied or not.
+
+    Not while an access waits to be handled: KVM_RUN has vcpu->mutex until it has returned (kvm_vcpu_ioctl()).
+    """
     vcpu, pe = m.world.vcpus[v], m.mirrors[v].pe
-    if vcpu.loaded == 1 or (is_control(key) and has_events(m, v) and not type_can_be_restored(m, v, key)):
+    if (
+        vcpu.loaded == 1
+        or m.mirrors[v].trapped == 1
+        or (is_control(key) and has_events(m, v) and not type_can_be_restored(m, v, key))
+    ):
         return NOT_NOW
     m.left[SETTINGS] -= 1
     restored.set_one_reg(m.world.host, cpu_of(m, v), m.world.vms[m.world.vm_of[v]], vcpu, key, value, 0)
