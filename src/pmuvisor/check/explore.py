@@ -341,4 +341,6 @@ def compiled_walk(model: Model, replaced: Replaced) -> Any:
 
 def _compiled(model: Model, replaced: Replaced, of: Callable[..., Any]) -> Any:
     key: str | bool = compiled_key(model, replaced) if numba_cache.use() else False
-    return compiled(of, also=model.also, cache=key, replaced={**model.replaced, **replaced, search.step: model.step})
+    never: dict[Callable[..., Any], Callable[..., Any]] = dict.fromkeys(model.never, search.never)
+    instead = {**never, **model.replaced, **replaced, search.step: model.step}
+    return compiled(of, also=model.also, cache=key, replaced=instead)

@@ -62,6 +62,8 @@ class Model:
     """What an integer of a state is to be called in a story; None for one that is not told."""
     replaced: Replaced = dataclasses.field(default_factory=dict)
     """Semantic functions and what stands in their place: somebody's own design."""
+    never: tuple[Callable[..., Any], ...] = ()
+    """Functions that no step of this model calls, which need not be compiled: what is called there is an error."""
     homes: tuple[str, ...] = ()
     """Further modules, beside those of pmuvisor, whose functions are semantic code ("mine.")."""
 

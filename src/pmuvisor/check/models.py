@@ -12,6 +12,7 @@ from typing import Any
 
 from pmuvisor import records
 from pmuvisor.arch import pmu, sysreg
+from pmuvisor.arch import spe as arch_spe
 from pmuvisor.arch.cores import set_features
 from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
 from pmuvisor.arch.pmu import Pe
@@ -19,9 +20,10 @@ from pmuvisor.check import properties, state, steps, upstream
 from pmuvisor.check.model import Action, Model
 from pmuvisor.check.state import Machine
 from pmuvisor.check.words import words
+from pmuvisor.kvm import emulated, spe
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, LAZY, PARTITIONED
-from pmuvisor.linux import perf, sched
+from pmuvisor.linux import arm_spe, perf, sched
 from pmuvisor.linux.host import ANY_CPU, NO_COUNTER, NO_EVENT, NO_TASK, STATE_INACTIVE, TASK_RUNNABLE
 from pmuvisor.own import OwnDesign
 
@@ -238,7 +240,22 @@ def model(preset: Preset, design: str, excused: int = upstream.EVERY) -> Model:
         actions=tuple(actions(preset, DESIGNS[design])),
         properties=properties.ALL,
         words=words,
+        never=WITHOUT_SPE if has_events(DESIGNS[design]) else (*WITHOUT_SPE, *WITHOUT_EVENTS),
     )
+
+
+WITHOUT_SPE = (
+    *(arm_spe.wants, arm_spe.start, arm_spe.unschedule),
+    *(arch_spe.psb_csync, arch_spe.dsb, arch_spe.read, arch_spe.write, arch_spe.write_mdcr_el2),
+    *(spe.drain_host, spe.swap_in, spe.put, spe.resolve_stage2_fault),
+)
+"""What is never called where no VM has SPE, and the host does not profile."""
+WITHOUT_EVENTS = (
+    *(emulated.trapped_read, emulated.trapped_write, emulated.load_pmu, emulated.reload_pmu, emulated.note_switched),
+    *(emulated.handle_overflows, emulated.counter_value, emulated.set_counter_value_user),
+    *(upstream.follow, upstream.inexact_counters, upstream.pending, upstream.counter_value),
+)
+"""What is never called where guests' counters are no perf events."""
 
 
 def own_model(preset: Preset, own: OwnDesign) -> Model:
