@@ -301,8 +301,8 @@ def _longer(array: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
 
 
 def operands(model: Model) -> npt.NDArray[np.int64]:
-    """Return the operands of all actions of a model, a row each."""
-    return np.array([action.operands for action in model.actions], np.int64).reshape(-1, 5)
+    """Return the operands of all actions of a model, a row each; 64 bits wrap, as they do in a record."""
+    return np.array([action.operands for action in model.actions], np.uint64).reshape(-1, 5).view(np.int64)
 
 
 def compiled_key(model: Model, replaced: Replaced) -> str:

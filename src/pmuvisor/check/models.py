@@ -125,6 +125,24 @@ MANY = (
     ("PMUSERENR_EL0", 1),
     ("PMSWINC_EL0", 1),
 )
+EVERY = (
+    *MANY,
+    *((name, None) for name in ("PMSELR_EL0", "PMUSERENR_EL0", "PMCCFILTR_EL0", "PMCCNTR_EL0", "PMINTENSET_EL1")),
+    *((name, None) for name in ("PMXEVTYPER_EL0", "PMXEVCNTR_EL0", "PMEVTYPER0_EL0", "PMOVSSET_EL0", "PMMIR_EL1")),
+    *((name, None) for name in ("PMEVCNTR2_EL0", "PMEVCNTR3_EL0", "PMEVTYPER4_EL0", "PMICNTR_EL0", "PMICFILTR_EL0")),
+    ("PMCNTENSET_EL0", CYCLE | 0x3F),
+    ("PMINTENSET_EL1", CYCLE | 0x3F),
+    ("PMCCFILTR_EL0", NOT_EL1),
+    ("PMEVTYPER2_EL0", ((1 << 64) - 1) & ~(1 << sysreg.FILTER_NSH)),
+    ("PMEVTYPER1_EL0", NOT_EL1 | CPU_CYCLES),
+    ("PMEVCNTR2_EL0", 0x3F),
+    ("PMSELR_EL0", 2),
+    ("PMSELR_EL0", 4),
+    ("PMSWINC_EL0", 7),
+    ("PMCR_EL0", 1 | sysreg.PMCR_LP),
+    ("PMUSERENR_EL0", 0xF),
+)
+"""For walks: one access of almost every kind. NSH, which upstream stores of an emulated counter, is left out."""
 FIXED_FEW = (
     ("PMCNTENSET_EL0", CYCLE),
     ("PMCNTENCLR_EL0", CYCLE),
@@ -206,6 +224,8 @@ PRESETS = {
         Preset("hetero", (2, 1), 1, 2, 2, (CYCLES,), 2, 2, 3, 1, 0, FEW, 1),
         Preset("unlike", (2, 1), 1, 2, 2, (CYCLES,), 0, 3, 4, 0, 0, FEW, 1),
         Preset("icntr", (2,), 1, 1, 2, (COUNTING,), 2, 3, 2, 1, 0, FEW, 1, icntr=1, pmuver=sysreg.PMUV3P9, fgt2=1),
+        Preset("short", (2,), 1, 1, 2, (CYCLES,), 2, 3, 2, 1, 1, FEW, 1, pmuver=sysreg.PMUV3P1),
+        Preset("newest", (2,), 1, 1, 2, (CYCLES,), 2, 3, 2, 1, 1, FEW, 1, pmuver=sysreg.PMUV3P9),
         Preset("first", (2,), 1, 1, 2, (CYCLES,), 2, 3, 2, 1, 1, FEW, 1, fgt=0, pmuver=sysreg.PMUV3P0),
         Preset("overflows", (2,), 1, 1, 2, (CYCLES,), 1, 5, 1, 0, 1, AGAIN, 1, fixed_registers=AGAIN_FIXED),
         Preset(
@@ -220,7 +240,7 @@ PRESETS = {
             restored=(),
             filters=(INST_RETIRED, CPU_CYCLES),
         ),
-        Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), MANY, 3, fixed_registers=FIXED_MANY, at_el0=USER),
+        Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), EVERY, 3, fixed_registers=FIXED_MANY, at_el0=USER),
     )
 }
 
