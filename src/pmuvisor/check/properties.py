@@ -16,7 +16,7 @@ from pmuvisor.kvm import emulated, filters
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, FREE, GUEST_OWNED, LAZY, Vcpu, Vm
 from pmuvisor.linux import arm_pmuv3
-from pmuvisor.linux.host import NO_TASK, NO_VCPU, Cpu
+from pmuvisor.linux.host import Cpu
 
 HPMN_LEGAL = 0
 ISOLATION = 1
@@ -105,14 +105,6 @@ def is_on_cpu(vcpu: Vcpu) -> bool:
 def cpu_of(m: Machine, v: int) -> int:
     """Return the CPU where a vCPU's thread is, or was last."""
     return m.world.host.tasks[m.world.vcpus[v].task].cpu
-
-
-def resident(m: Machine, c: int) -> int:
-    """Return the vCPU whose thread is on CPU `c`, or NO_VCPU."""
-    current = m.world.host.cpus[c].current
-    if current == NO_TASK:
-        return NO_VCPU
-    return m.world.host.tasks[current].preempt_notifier
 
 
 # ---- the host's -------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from pmuvisor.arch.sysreg import (
     is_pmevtyper,
 )
 from pmuvisor.check import properties, upstream
+from pmuvisor.check.common import breaks, forget_pmu, in_guest, resident, spend, thread_moves, tidy_queues
 from pmuvisor.check.model import BROKEN, DONE, NOT_NOW
 from pmuvisor.check.properties import (
     ATTRIBUTES,
@@ -44,7 +45,6 @@ from pmuvisor.check.properties import (
     OVERFLOWS,
     READS,
     cpu_of,
-    resident,
 )
 from pmuvisor.check.state import (
     ACCESS,
@@ -76,7 +76,7 @@ from pmuvisor.check.state import (
 from pmuvisor.kvm import access, emulated, filters, restored
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, Vcpu
-from pmuvisor.linux import activity, perf, sched
+from pmuvisor.linux import activity, perf
 from pmuvisor.linux.host import NO_COUNTER, NO_TASK, NO_VCPU, STATE_INACTIVE, Cpu, PerfEvent
 
 NO_EXCEPTION, UNDEFINED, TRAP = 0, 1, 2
@@ -123,7 +123,7 @@ def host_acts(m: Machine, kind: int, a: int, b: int, c: int) -> int:
     if kind == SWITCH_IN:
         return thread_comes(m, a)
     if kind == MOVE:
-        return thread_moves(m, a, b)
+        return thread_moves(m, a, b, SWITCHES)
     if kind == OPEN:
         return event_opens(m, b)
     if kind == CLOSE:
@@ -146,14 +146,6 @@ def userspace_acts(m: Machine, kind: int, a: int, b: int, c: int) -> int:
     return register_restored(m, a, b, c)
 
 
-def spend(m: Machine, budget: int) -> int:
-    """Take one from a budget. Return whether there was one."""
-    if m.left[budget] == 0:
-        return 0
-    m.left[budget] -= 1
-    return 1
-
-
 def has_events(m: Machine, v: int) -> bool:
     """Tell whether the counters of a vCPU are perf events."""
     return worlds.is_emulated(m.world.vms[m.world.vm_of[v]])
@@ -162,11 +154,6 @@ def has_events(m: Machine, v: int) -> bool:
 def excuses(m: Machine, v: int, number: int) -> bool:
     """Tell whether a thing that upstream does not do for vCPUs with perf events is let be."""
     return has_events(m, v) and upstream.excuses(m, number)
-
-
-def in_guest(m: Machine, c: int) -> bool:
-    """Tell whether CPU `c` executes a guest."""
-    return m.world.host.cpus[c].pe.tge == 0
 
 
 # ---- the guest --------------------------------------------------------------------------------------------
@@ -422,18 +409,6 @@ def thread_comes(m: Machine, c: int) -> int:
     return DONE
 
 
-def thread_moves(m: Machine, c: int, to: int) -> int:
-    """A thread that waits on CPU `c` is moved to CPU `to`."""
-    if m.world.host.cpus[c].nr_queued == 0 or m.left[SWITCHES] == 0:
-        return NOT_NOW
-    number = sched.dequeue_movable(m.world.host, c, to)
-    if number == NO_TASK:
-        return NOT_NOW
-    m.left[SWITCHES] -= 1
-    sched.enqueue_task(m.world.host, to, number)
-    return DONE
-
-
 def event_opens(m: Machine, number: int) -> int:
     """Somebody opens an event of a CPU that does not execute a guest."""
     event = m.world.host.events[number]
@@ -565,11 +540,6 @@ def mirrors_follow(m: Machine) -> None:
 # ---- what must hold ---------------------------------------------------------------------------------------
 
 
-def breaks(m: Machine, number: int, holds: bool) -> bool:
-    """Tell whether a property that is asked for does not hold."""
-    return not holds and (m.asked >> number) & 1 == 1
-
-
 def judge_step(m: Machine, kind: int, a: int) -> int:
     """Return DONE, or BROKEN + the first property that does not hold after an action of `kind` on `a`."""
     if kind in (ACCESS, HANDLE):
@@ -619,15 +589,9 @@ def tidy(m: Machine) -> None:
     """Give what nobody will ever look at one value, so that equal states are equal records."""
     host = m.world.host
     for c in range(len(host.cpus)):
-        cpu = host.cpus[c]
-        if cpu.nr_queued == 0:
-            cpu.first = NO_TASK
-            cpu.last = NO_TASK
         if resident(m, c) == NO_VCPU:
-            forget_host(m, c)
-    for number in range(len(host.tasks)):
-        if host.cpus[host.tasks[number].cpu].current == number:
-            host.tasks[number].next = NO_TASK
+            forget_pmu(m.world.saved[c])
+    tidy_queues(host)
     for v in range(len(m.world.vcpus)):
         m.world.vcpus[v].value = 0
         forget_loaded(m.world.vcpus[v])
@@ -680,15 +644,6 @@ def forget_event(event: PerfEvent) -> None:
         event.seen = 0
         event.prev_count = 0
         event.period_left = 0
-
-
-def forget_host(m: Machine, c: int) -> None:
-    """No vCPU is loaded on CPU `c`: what the host needed back has been given back."""
-    saved = m.world.saved[c]
-    saved.pmcr = 0
-    saved.selr = 0
-    saved.userenr = 0
-    saved.mdcr_el2 = 0
 
 
 def forget_loaded(vcpu: Vcpu) -> None:

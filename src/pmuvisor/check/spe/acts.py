@@ -8,8 +8,9 @@ from __future__ import annotations
 from pmuvisor.arch import spe, traps
 from pmuvisor.arch.spe import HOST, Spu
 from pmuvisor.arch.sysreg import PMBPTR_EL1, PMBSR_EL1
+from pmuvisor.check.common import in_guest, resident, spend
 from pmuvisor.check.model import DONE, NOT_NOW
-from pmuvisor.check.spe.properties import has_spe, in_guest, is_hosts, resident
+from pmuvisor.check.spe.properties import has_spe, is_hosts
 from pmuvisor.check.spe.state import (
     ACCESSES,
     EXECUTIONS,
@@ -26,15 +27,6 @@ from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import UNDEF, SpeContext
 from pmuvisor.linux import arm_spe, sched
 from pmuvisor.linux.host import NO_SESSION, NO_TASK, NO_VCPU
-
-
-def spend(m: Machine, budget: int) -> int:
-    """Take one from a budget. Return whether there was one."""
-    if m.left[budget] == 0:
-        return 0
-    m.left[budget] -= 1
-    return 1
-
 
 # ---- the unit ---------------------------------------------------------------------------------------------
 
@@ -246,18 +238,6 @@ def do_section(m: Machine, c: int, v: int) -> None:
     residency = lazy.residency_at_load(m.world.vms[m.world.vm_of[v]], m.world.vcpus[v])
     worlds.load_section(m.world, c, v, residency, 0, m.loading[c])
     m.loading[c] = (m.loading[c] + 1) % worlds.LOAD_SECTIONS
-
-
-def thread_moves(m: Machine, c: int, to: int) -> int:
-    """A thread that waits on CPU `c` is moved to CPU `to`."""
-    if m.world.host.cpus[c].nr_queued == 0 or m.left[SWITCHES] == 0:
-        return NOT_NOW
-    number = sched.dequeue_movable(m.world.host, c, to)
-    if number == NO_TASK:
-        return NOT_NOW
-    m.left[SWITCHES] -= 1
-    sched.enqueue_task(m.world.host, to, number)
-    return DONE
 
 
 def session_opens(m: Machine, number: int) -> int:

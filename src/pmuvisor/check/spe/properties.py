@@ -8,10 +8,11 @@ from __future__ import annotations
 from pmuvisor.arch import spe
 from pmuvisor.arch.spe import EL2, HOST, SYNC_E2PB, SYNC_PMBLIMITR, SYNC_PMBPTR, SYNC_PMBSR, Spu
 from pmuvisor.arch.sysreg import PMBLIMITR_E, PMBSR_BSC_FULL, PMBSR_EC_SHIFT, PMBSR_EC_STAGE2, PMBSR_S
+from pmuvisor.check.common import in_guest, resident
 from pmuvisor.check.model import Property
 from pmuvisor.check.spe.state import GUEST_EL, Machine
 from pmuvisor.kvm.vcpu import SpeContext
-from pmuvisor.linux.host import NO_SESSION, NO_TASK, NO_VCPU, Cpu, SpeSession
+from pmuvisor.linux.host import NO_SESSION, NO_VCPU, Cpu, SpeSession
 
 TRANSLATED = 0
 PLACED = 1
@@ -77,19 +78,6 @@ EVERY = (1 << len(ALL)) - 1
 
 
 # ---- where things are -------------------------------------------------------------------------------------
-
-
-def resident(m: Machine, c: int) -> int:
-    """Return the vCPU whose thread is on CPU `c`, or NO_VCPU."""
-    current = m.world.host.cpus[c].current
-    if current == NO_TASK:
-        return NO_VCPU
-    return m.world.host.tasks[current].preempt_notifier
-
-
-def in_guest(m: Machine, c: int) -> bool:
-    """Tell whether CPU `c` executes a guest."""
-    return m.world.host.cpus[c].pe.tge == 0
 
 
 def has_spe(m: Machine, v: int) -> bool:

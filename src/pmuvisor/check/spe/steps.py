@@ -8,6 +8,7 @@ from __future__ import annotations
 from pmuvisor.arch import spe
 from pmuvisor.arch.spe import PAGE_SHIFT, STAGE2, Spu
 from pmuvisor.arch.sysreg import FSC_TRANSLATION
+from pmuvisor.check.common import breaks, forget_pmu, in_guest, resident, thread_moves, tidy_queues
 from pmuvisor.check.model import BROKEN, DONE, NOT_NOW
 from pmuvisor.check.spe import acts, properties
 from pmuvisor.check.spe.properties import (
@@ -21,9 +22,7 @@ from pmuvisor.check.spe.properties import (
     RESUMED,
     TRANSLATED,
     has_spe,
-    in_guest,
     is_hosts,
-    resident,
 )
 from pmuvisor.check.spe.state import (
     ACCESS,
@@ -38,12 +37,13 @@ from pmuvisor.check.spe.state import (
     OPEN,
     SWITCH_IN,
     SWITCH_OUT,
+    SWITCHES,
     SYNCHRONISE,
     WRITE_OUT,
     Machine,
 )
 from pmuvisor.kvm.vcpu import SpeContext
-from pmuvisor.linux.host import NO_TASK, NO_VCPU
+from pmuvisor.linux.host import NO_VCPU
 
 
 def step(m: Machine, kind: int, a: int, b: int, c: int, d: int) -> int:
@@ -91,7 +91,7 @@ def host_acts(m: Machine, kind: int, a: int, b: int) -> int:
     if kind == LOAD:
         return acts.load_goes_on(m, a, b)
     if kind == MOVE:
-        return acts.thread_moves(m, a, b)
+        return thread_moves(m, a, b, SWITCHES)
     if kind == OPEN:
         return acts.session_opens(m, b)
     if kind == CLOSE:
@@ -139,11 +139,6 @@ def watched_isb(spu: Spu) -> None:
 # ---- what must hold ---------------------------------------------------------------------------------------
 
 
-def breaks(m: Machine, number: int, holds: bool) -> bool:
-    """Tell whether a property that is asked for does not hold."""
-    return not holds and (m.asked >> number) & 1 == 1
-
-
 def judge_step(m: Machine, kind: int, a: int) -> int:
     """Return DONE, or BROKEN + the first property that does not hold after an action of `kind` on `a`."""
     if breaks(m, TRANSLATED, properties.is_translated(m)):
@@ -187,15 +182,9 @@ def tidy(m: Machine) -> None:
     """Give what nobody will ever look at one value, so that equal states are equal records."""
     host = m.world.host
     for c in range(len(host.cpus)):
-        cpu = host.cpus[c]
-        if cpu.nr_queued == 0:
-            cpu.first = NO_TASK
-            cpu.last = NO_TASK
         if resident(m, c) == NO_VCPU:
             forget_host(m, c)
-    for number in range(len(host.tasks)):
-        if host.cpus[host.tasks[number].cpu].current == number:
-            host.tasks[number].next = NO_TASK
+    tidy_queues(host)
     for v in range(len(m.world.vcpus)):
         m.world.vcpus[v].value = 0
         if has_spe(m, v) and properties.is_loaded(m, v):
@@ -209,10 +198,7 @@ def tidy(m: Machine) -> None:
 def forget_host(m: Machine, c: int) -> None:
     """No vCPU is loaded on CPU `c`: what the host needed back has been given back."""
     saved = m.world.saved[c]
-    saved.pmcr = 0
-    saved.selr = 0
-    saved.userenr = 0
-    saved.mdcr_el2 = 0
+    forget_pmu(saved)
     saved.pmscr_el2 = 0
     forget_sampling(saved.spe)
     saved.spe.pmblimitr = 0
