@@ -31,7 +31,7 @@ def test_long_random_walks_break_nothing_and_keep_every_integer_within_its_width
         rng = random.Random(seed)
         m = models.machine(preset, models.DESIGNS[design])
         m.left[:] = [60] * 5
-        for _ in range(250):
+        for _ in range(200 * preset.cpus):
             action = rng.choice(kinds[rng.choice(list(kinds))])
             result = step(m, *action.operands)
             assert result in (NOT_NOW, DONE), (seed, action.words, properties.ALL[result - 2])
