@@ -20,7 +20,7 @@ from pmuvisor.check.symbolic import Int, paths, word
 from pmuvisor.compiled import compiled
 
 STEPS = 100_000
-STEPS_BY_Z3 = int(os.environ.get("STEPS_BY_Z3", "600"))
+STEPS_BY_Z3 = int(os.environ.get("STEPS_BY_Z3", "400"))
 WALK = 400
 """Steps after which a walk begins anew."""
 

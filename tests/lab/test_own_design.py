@@ -50,7 +50,7 @@ HASTY = OwnDesign("hasty", base="lazy", replaced={lazy.residency_at_load: free_w
 
 def test_the_example_breaks_nothing_in_what_cpython_explores_of_it() -> None:
     for preset in ("tiny", "fresh", "hetero"):
-        assert plain.explore(models.own_model(models.PRESETS[preset], WARM), most=1500).violation is None
+        assert plain.explore(models.own_model(models.PRESETS[preset], WARM), most=400).violation is None
 
 
 def test_an_own_design_that_is_wrong_is_found_to_be() -> None:
