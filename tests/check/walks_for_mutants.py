@@ -30,7 +30,7 @@ def walkers(names: tuple[str, ...]) -> Iterator[Walker]:
     for name in names:
         for design in ("partitioned", "lazy"):
             preset = models.adjusted(PRESETS[name], dict.fromkeys(BUDGETS, "60000"))
-            preset = dataclasses.replace(preset, registers=models.MANY if name != "large" else preset.registers)
+            preset = dataclasses.replace(preset, registers=models.EVERY)
             walker = Walker(models.model(preset, design), threads=1)
             walk = walk or walker._walk
             walker._walk = walk

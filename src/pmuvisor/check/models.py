@@ -141,6 +141,9 @@ EVERY = (
     ("PMSWINC_EL0", 7),
     ("PMCR_EL0", 1 | sysreg.PMCR_LP),
     ("PMUSERENR_EL0", 0xF),
+    ("PMUACR_EL1", None),
+    ("PMUACR_EL1", 1),
+    ("PMZR_EL0", 1),
 )
 """For walks: one access of almost every kind. NSH, which upstream stores of an emulated counter, is left out."""
 FIXED_FEW = (
