@@ -6,6 +6,7 @@ says how far it is. What it finds it replays in CPython, by the same functions, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import os
@@ -218,7 +219,7 @@ class Exploration:
         count = self._count
         np.savez(
             file,
-            of=np.frombuffer(self._identity(), np.uint8),
+            of=np.frombuffer(self._identity, np.uint8),
             varying=self._plan.varying,
             states=self._states[:count],
             parents=self._parents[:count],
@@ -249,7 +250,7 @@ class Exploration:
         count = len(found.get("states", ()))
         if set(found) != {"of", "varying", "states", "parents", "causes", "at", "seconds"}:
             raise CheckpointError("it is no checkpoint")
-        if found["of"].tobytes() != self._identity():
+        if found["of"].tobytes() != self._identity:
             raise CheckpointError("it is of another exploration, or of another version of pmuvisor")
         shapes: dict[str, tuple[type[Any], tuple[int, ...]]] = {
             "varying": (np.uint64, self._initial.shape),
@@ -270,7 +271,9 @@ class Exploration:
             raise CheckpointError("it is damaged")
         return count
 
+    @functools.cached_property
     def _identity(self) -> bytes:
+        """Of whose checkpoint is whose: all sources are read for it, once."""
         what = (self.model.title, self.asked, self.model.actions, self._initial.tobytes())
         key = compiled_key(self.model, self._replaced), numba_cache.fingerprint()
         return hashlib.sha256(repr((what, key)).encode()).digest()
@@ -335,7 +338,6 @@ def compiled_search(model: Model, replaced: Replaced) -> tuple[Any, Any, Any, An
 
 def compiled_walk(model: Model, replaced: Replaced) -> Any:
     """Return `search.walk` of a model, compiled."""
-    numba_cache.use()
     return _compiled(model, replaced, search.walk)
 
 

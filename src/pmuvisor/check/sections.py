@@ -23,6 +23,7 @@ from pmuvisor.check.model import DONE, NOT_NOW
 from pmuvisor.check.scene import C, Scene, V
 from pmuvisor.kvm import access, filters
 from pmuvisor.kvm import world as worlds
+from pmuvisor.kvm.vcpu import is_type
 from pmuvisor.linux import perf
 from pmuvisor.linux.host import Cpu
 
@@ -83,7 +84,7 @@ def ought_to_access(s: Scene, el: int, key: int, write: int, value: int, outcome
     if write == 0:
         s.read = vcpu_of(s).value
         s.expected = ought_to_read(s, el, key)
-    elif is_pmevtyper(key) or key in (PMXEVTYPER_EL0, PMCCFILTR_EL0):
+    elif is_type(key):
         write_type(s, pmu.counter_of(mirror.pe, key), value)
     else:
         pmu.write(mirror.pe, el, key, value)

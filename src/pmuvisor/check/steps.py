@@ -13,7 +13,6 @@ from pmuvisor.arch.sysreg import (
     FILTER_P,
     FILTER_U,
     INSTRUCTION,
-    PMCCFILTR_EL0,
     PMCCNTR_EL0,
     PMCNTENCLR_EL0,
     PMCNTENSET_EL0,
@@ -25,8 +24,6 @@ from pmuvisor.arch.sysreg import (
     PMOVSCLR_EL0,
     PMOVSSET_EL0,
     PMXEVCNTR_EL0,
-    PMXEVTYPER_EL0,
-    is_pmevtyper,
 )
 from pmuvisor.check import properties, upstream
 from pmuvisor.check.common import breaks, forget_pmu, in_guest, resident, spend, thread_moves, tidy_queues
@@ -75,7 +72,7 @@ from pmuvisor.check.state import (
 )
 from pmuvisor.kvm import access, emulated, filters, restored
 from pmuvisor.kvm import world as worlds
-from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, Vcpu
+from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, Vcpu, is_type
 from pmuvisor.linux import activity, perf
 from pmuvisor.linux.host import NO_COUNTER, NO_TASK, NO_VCPU, STATE_INACTIVE, Cpu, PerfEvent
 
@@ -229,7 +226,7 @@ def ought_to_access(m: Machine, v: int, el: int, key: int, write: int, value: in
     if write == 0:
         m.read = m.world.vcpus[v].value
         m.expected = ought_to_read(m, v, el, key)
-    elif is_control(key):
+    elif is_type(key):
         set_type(m, v, pmu.counter_of(mirror.pe, key), value)
     else:
         pmu.write(mirror.pe, el, key, value)
@@ -264,18 +261,13 @@ def exception_taken(m: Machine, v: int, expected: int) -> int:
     return NO_EXCEPTION
 
 
-def is_control(key: int) -> bool:
-    """Tell whether a register is an event counter's type, or the cycle counter's filter."""
-    return is_pmevtyper(key) or key in (PMXEVTYPER_EL0, PMCCFILTR_EL0)
-
-
 def ought_to_read(m: Machine, v: int, el: int, key: int) -> int:
     """Return what a guest ought to read: of an event type what it has written, though that does not count."""
     mirror = m.mirrors[v]
     i = pmu.counter_of(mirror.pe, key)
-    if is_control(key) and i != CYCLE:
+    if is_type(key) and i != CYCLE:
         return mirror.evtyper[i]
-    if is_control(key):
+    if is_type(key):
         return mirror.ccfiltr
     return pmu.read(mirror.pe, el, key)
 
@@ -447,12 +439,12 @@ def register_restored(m: Machine, v: int, key: int, value: int) -> int:
     if (
         vcpu.loaded == 1
         or m.mirrors[v].trapped == 1
-        or (is_control(key) and has_events(m, v) and not type_can_be_restored(m, v, key))
+        or (is_type(key) and has_events(m, v) and not type_can_be_restored(m, v, key))
     ):
         return NOT_NOW
     m.left[SETTINGS] -= 1
     restored.set_one_reg(m.world.host, cpu_of(m, v), m.world.vms[m.world.vm_of[v]], vcpu, key, value, 0)
-    if is_control(key):
+    if is_type(key):
         set_type(m, v, pmu.counter_of(pe, key), value)
         return DONE
     m.mirrors[v].touched = 1

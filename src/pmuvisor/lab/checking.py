@@ -8,7 +8,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pmuvisor.check import catalogue, plain, story
 from pmuvisor.check.defects import Defect
@@ -26,6 +26,8 @@ _PROGRESS_SECONDS = 0.2
 _CHECKPOINT_SECONDS = 10
 PLAIN_STATES = 3_000
 """States in which a defect is sought by CPython, some seconds, before anything is compiled."""
+Where = tuple[Path | None, TextIO]
+"""The file for JSON, and where what is for people goes (`terminal.where_to`)."""
 COMPILING = "compiling, some 20 s, unless it has been kept from the last time"
 INTERRUPTED = 130
 
@@ -35,23 +37,37 @@ def check(arguments: argparse.Namespace) -> int:
     defect = None if arguments.defect is None else catalogue.defect(arguments.defect)
     of = _model(arguments, defect)
     asked = of.every if arguments.property is None else 1 << _place(of, arguments.property)
-    path, people = where_to(arguments.json)
+    where = where_to(arguments.json)
     checkpoint = None if arguments.checkpoint is None else Path(arguments.checkpoint)
     if checkpoint is not None:
         check_writable(checkpoint, "checkpoint")
     if arguments.walks is not None:
-        return _walk(arguments, of, defect, asked)
+        return _walk(arguments, of, defect, asked, where)
     exploration = Exploration(of, _replaced(defect), asked, arguments.threads)
     if checkpoint is not None and checkpoint.exists():
         _resume(exploration, checkpoint)
     result = _explore(exploration, checkpoint, defect)
+    return _end(arguments, exploration, defect, where, result, _table(result), _as_json(exploration, result))
+
+
+def _end(
+    arguments: argparse.Namespace,
+    exploration: Exploration,
+    defect: Defect | None,
+    where: Where,
+    result: Result | WalkResult,
+    table: Any,
+    as_json: dict[str, object],
+) -> int:
+    """Print what came of an exploration, or of walks: the story, the table, the JSON; return the exit status."""
+    path, people = where
     lines = _story(exploration, result.violation)
 
     def show() -> None:
-        print(_title(of, defect), *_told(lines), sep="\n", file=people)
-        tables.show(_table(result), people)
+        print(_title(exploration.model, defect), *_told(lines), sep="\n", file=people)
+        tables.show(table, people)
 
-    write_result(_as_json(exploration, result), arguments.json, path, show)
+    write_result(as_json, arguments.json, path, show)
     if result.violation is not None:
         return 1
     return 0 if result.complete else INTERRUPTED
@@ -143,25 +159,16 @@ def _told(lines: list[str]) -> list[str]:
 # ---- random walks -----------------------------------------------------------------------------------------
 
 
-def _walk(arguments: argparse.Namespace, of: Model, defect: Defect | None, asked: int) -> int:
+def _walk(arguments: argparse.Namespace, of: Model, defect: Defect | None, asked: int, where: Where) -> int:
     """Make random walks, and print what was found; return the exit status."""
-    path, people = where_to(arguments.json)
     walker = Walker(of, _replaced(defect), asked, arguments.threads)
     _say(COMPILING)
     with ctrl_c() as started:
         started(walker)
         result = walker.run(arguments.seed, arguments.walks, arguments.steps, _WalkProgress(arguments.walks))
     _say("")
-    lines = _story(Exploration(of, _replaced(defect), asked), result.violation)
-
-    def show() -> None:
-        print(_title(of, defect), *_told(lines), sep="\n", file=people)
-        tables.show(_walk_table(result), people)
-
-    write_result(_walk_as_json(of, result), arguments.json, path, show)
-    if result.violation is not None:
-        return 1
-    return 0 if result.complete else INTERRUPTED
+    exploration = Exploration(of, _replaced(defect), asked)
+    return _end(arguments, exploration, defect, where, result, _walk_table(result), _walk_as_json(of, result))
 
 
 def _walk_table(result: WalkResult) -> Any:
