@@ -9,6 +9,7 @@ its variable. Nothing here knows what the functions are about.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -75,6 +76,8 @@ _current: list[_Run | _Merging] = []
 
 
 def _decide(condition: Any) -> bool:
+    if condition is _TRUTH[True] or condition is _TRUTH[False]:
+        return condition is _TRUTH[True]
     if not _current:
         raise RuntimeError("a symbolic value was asked for its truth outside of paths()")
     return _current[-1].decide(condition)
@@ -110,17 +113,17 @@ class Int:
         self.term = term
 
     def __bool__(self) -> bool:
-        return _decide(self.term != 0)
+        return _decide(_term("ne", operator.ne, self.term, _number(0)))
 
     def __invert__(self) -> Int:
-        return Int(~self.term)
+        return Int(_term("invert", operator.invert, self.term))
 
     def __neg__(self) -> Int:
-        return Int(-self.term)
+        return Int(_term("neg", operator.neg, self.term))
 
     def __index__(self) -> int:
         for value in range(MAX_SUBSCRIPT):
-            if _decide(self.term == value):
+            if _decide(_term("eq", operator.eq, self.term, _number(value))):
                 return value
         raise IndexError(f"a symbolic subscript of {MAX_SUBSCRIPT} or more")
 
@@ -132,31 +135,46 @@ def word(value: Any) -> Any:
 
 @functools.cache
 def _number(value: int) -> Any:
-    return z3.BitVecVal(value, WORD)
+    """Return the one term of a value: equal values are the same object."""
+    term = z3.BitVecVal(value, WORD)
+    _values.add(id(term))
+    return term
+
+
+_values: set[int] = set()
+"""The identities of the terms that are values, all of which are kept."""
+_TRUTH = {True: z3.BoolVal(True), False: z3.BoolVal(False)}
+_terms: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+"""What was made of terms, which are kept so that no other has their identity: runs are mostly alike."""
+MOST_TERMS = 1 << 18
+
+
+def _term(name: str, build: Callable[..., Any], *of: Any) -> Any:
+    """Return what `build`, of that name, makes of terms: made once. Of values Z3 makes a value."""
+    place = name, *map(id, of)
+    if place not in _terms:
+        if len(_terms) >= MOST_TERMS:
+            _terms.clear()
+        made = build(*of)
+        _terms[place] = of, _known(made) if _values.issuperset(place[1:]) else made
+    return _terms[place][1]
+
+
+def _known(term: Any) -> Any:
+    """Return the value of a term that has one."""
+    value = z3.simplify(term)
+    return _TRUTH[z3.is_true(value)] if z3.is_bool(value) else _number(value.as_long())
 
 
 def _binary(name: str, build: Callable[[Any, Any], Any], result: type[Any], *, reverse: bool = False) -> None:
-    def term(a: Any, b: Any) -> Any:
-        place = name, id(a), id(b)
-        if place not in _terms:
-            if len(_terms) >= MOST_TERMS:
-                _terms.clear()
-            _terms[place] = a, b, build(a, b)
-        return _terms[place][2]
-
     def method(a: Any, b: Any) -> Any:
         if not isinstance(b, Int | int):
             return NotImplemented
-        return result(term(word(a), word(b)))
+        return result(_term(name, build, word(a), word(b)))
 
     setattr(Int, f"__{name}__", method)
     if reverse:
-        setattr(Int, f"__r{name}__", lambda a, b: result(term(word(b), word(a))))
-
-
-_terms: dict[tuple[str, int, int], tuple[Any, Any, Any]] = {}
-"""What was made of two terms, which are kept so that no other has their identity: runs are mostly alike."""
-MOST_TERMS = 1 << 18
+        setattr(Int, f"__r{name}__", lambda a, b: result(_term(name, build, word(b), word(a))))
 
 
 def _and(a: Any, b: Any) -> Any:
@@ -186,8 +204,8 @@ for _name, _build in {
 }.items():
     _binary(_name, _build, Int, reverse=True)
 for _name, _build in {
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
+    "eq": operator.eq,
+    "ne": operator.ne,
     "lt": z3.ULT,
     "le": z3.ULE,
     "gt": z3.UGT,
