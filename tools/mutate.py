@@ -210,7 +210,15 @@ def _shown(statement: ast.stmt | None) -> str:
     return ast.unparse(ast.fix_missing_locations(statement)).splitlines()[0] if statement is not None else ""
 
 
-def mutants(path: str, tree: ast.Module) -> Iterator[Mutant]:
+class Broken(NamedTuple):
+    """A mutant, and what takes the place of what in the tree."""
+
+    mutant: Mutant
+    place: Place
+    node: ast.AST
+
+
+def mutants(path: str, tree: ast.Module) -> Iterator[Broken]:
     """Yield each mutant of a module, while `tree` is that mutant; none that compiles to the same code."""
     number = 0
     for i, top in enumerate(tree.body):
@@ -224,7 +232,8 @@ def mutants(path: str, tree: ast.Module) -> Iterator[Mutant]:
                 if _meaning(_compiled(path, tree.body[i])) != whole:
                     after = _shown(broken if isinstance(broken, ast.stmt) else place.statement)
                     line = getattr(place.node, "lineno", 0)
-                    yield Mutant(path, number, line, ".".join(place.scope) or "(module)", operator, before, after)
+                    function = ".".join(place.scope) or "(module)"
+                    yield Broken(Mutant(path, number, line, function, operator, before, after), place, broken)
                     number += 1
                 place.put(place.node)
 
@@ -482,7 +491,7 @@ class Campaign:
         """Yield each mutant that has no verdict, its module's digest, and the tree while it is that mutant."""
         for path in self.chosen.modules:
             module, tree = digest([path]), parsed(path)
-            for mutant in mutants(path, tree):
+            for mutant, _, _ in mutants(path, tree):
                 record = self.state.records.get((path, module, mutant.number), {"verdict": "none", "tests": []})
                 undecided = record["verdict"] == "survived" or (record["verdict"] == "none" and not self.slow)
                 if (
@@ -556,7 +565,7 @@ def tests_of(modules: Sequence[str]) -> list[str]:
 
 # ---- what came of it ----------------------------------------------------------------------------------------------
 
-COLUMNS = ("mutants", "import", "examples", "properties", "slow", "timeout", "crash", "survived")
+COLUMNS = ("mutants", "walks", "import", "examples", "properties", "slow", "timeout", "crash", "survived")
 
 
 def report(state: State, chosen: Chosen) -> float:
