@@ -8,8 +8,8 @@ be broken asks which mutant is switched on (mutant schemata: Untch, Offutt, Harr
 schemata", 1993). So a module is compiled once, not once for each mutant, and a mutant is held to the properties of
 `pmuvisor check` on random walks of millions of steps. Only functions that some walk executes are broken.
 
-Mutants that are killed are kept in the file `--state`, as mutate.py keeps them. The others have no verdict then: it is
-for mutate.py, with the same file and the functions that this prints, to hold them to tests, one by one.
+The verdicts are kept in the file `--state`, as mutate.py keeps them, which can hold the survivors to tests, one by one,
+and prints the table: for the functions that this prints with `--functions`.
 
 Exit status: 0; 2 for bad input.
 """
@@ -47,7 +47,7 @@ from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
 from pmuvisor.check import models, search, state
 from pmuvisor.check.explore import operands
 from pmuvisor.check.model import Model
-from pmuvisor.check.models import CYCLES, ELSEWHERE, HostEvent, Preset
+from pmuvisor.check.models import CYCLES, HostEvent, Preset
 from pmuvisor.check.packing import Workspace
 from pmuvisor.check.spe import models as spe_models
 from pmuvisor.compiled import compiled, substituted
@@ -69,13 +69,25 @@ class Family(NamedTuple):
 
 
 WITHOUT_END = 5 * (30_000,)
-EVENTS = (CYCLES, models.COUNTING, ELSEWHERE, HostEvent(1, INST_RETIRED, 3))
+EVENTS = (
+    CYCLES,
+    models.COUNTING,
+    models.OF_GUESTS,
+    HostEvent(0, CPU_CYCLES, modifiers="uH"),
+    HostEvent(1, CPU_CYCLES, modifiers="u"),
+    HostEvent(1, INST_RETIRED, 3, "kH"),
+)
+EVERY_BIT = (1 << 64) - 1
 TWO_CPUS = Preset(
     *("mutants", (3, 3), 2, 2, 2, EVENTS, *WITHOUT_END, models.EVERY, 1),
     fixed_registers=models.FIXED_MANY,
     at_el0=models.USER,
     restored=models.RESTORED,
+    host_el0=1,
+    host_userenr=sysreg.PMUSERENR_CR,
 )
+OF_EL2 = (("PMCCFILTR_EL0", EVERY_BIT), ("PMEVTYPER0_EL0", 1 << sysreg.FILTER_NSH | CPU_CYCLES))
+"""What guests whose counters are perf events do not write: upstream stores NSH."""
 WITH_EVENTS = tuple(
     (name, value)
     for name, value in models.EVERY
@@ -119,7 +131,7 @@ def families() -> list[Family]:
     made = []
     weights = {state.ACCESS: 5, state.EXECUTE: 4, state.ENTER: 2}
     for name, designs, registers in (
-        ("counters", ("partitioned", "lazy"), models.EVERY),
+        ("counters", ("partitioned", "lazy"), (*models.EVERY, *OF_EL2)),
         ("events", ("emulated", "fixed-counters-only"), WITH_EVENTS),
     ):
         presets = [dataclasses.replace(TWO_CPUS, **{"registers": registers, **unlike}) for unlike in UNLIKE]
@@ -313,7 +325,11 @@ def held(path: str, family: Family, functions: set[str], options: argparse.Names
     """Hold the mutants of a module that are alive to the walks of a family, and keep which of them are killed."""
     broken, mutants = schemata(path, functions, options.leave_out)
     digest = mutate.digest([path])
-    alive = [mutant for mutant in mutants if (path, digest, mutant.number) not in keep.records]
+    alive = [
+        mutant
+        for mutant in mutants
+        if keep.records.get((path, digest, mutant.number), {"verdict": "none"})["verdict"] in ("none", "survived")
+    ]
     if not alive:
         return
     began = time.monotonic()
@@ -326,9 +342,9 @@ def held(path: str, family: Family, functions: set[str], options: argparse.Names
     seconds = time.process_time() - begins
     killed = 0
     for mutant, outcome in outcomes(walk, alive, LENIENCE * seconds + 2, options.jobs):
-        if outcome["verdict"] != "survived":
-            killed += 1
-            keep.add({**mutant._asdict(), "module": digest, **outcome, "stage": "walks", "tests": []})
+        lives = outcome["verdict"] == "survived"
+        killed += not lives
+        keep.add({**mutant._asdict(), "module": digest, **outcome, "stage": "" if lives else "walks", "tests": []})
     took = time.monotonic() - began - ready
     print(
         f"{path}: {family.name}: {killed} of {len(alive)} killed; {ready:.0f} s to compile, {seconds:.1f} s"

@@ -14,7 +14,7 @@ from pmuvisor import records
 from pmuvisor.arch import pmu, sysreg
 from pmuvisor.arch import spe as arch_spe
 from pmuvisor.arch.cores import set_features
-from pmuvisor.arch.events import BR_RETIRED, CPU_CYCLES, INST_RETIRED
+from pmuvisor.arch.events import BR_RETIRED, CHAIN, CPU_CYCLES, INST_RETIRED, SW_INCR, pmceid
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.check import properties, state, steps, upstream
 from pmuvisor.check.model import Action, Model
@@ -36,6 +36,10 @@ DESIGNS = {
 """The designs that can be explored."""
 DENIED = BR_RETIRED
 """What the filter of every VM denies. Every instruction is a branch."""
+SHOWN = SW_INCR, INST_RETIRED, CPU_CYCLES, CHAIN, BR_RETIRED
+"""The events of PMCEID<n>_EL0."""
+PMMIR = 0x0C
+"""Of a CPU; a guest reads 0."""
 CYCLE = 1 << sysreg.CYCLE
 NOT_EL1 = 1 << sysreg.FILTER_P
 """An event type or PMCCFILTR_EL0 that counts at EL0 only."""
@@ -48,6 +52,15 @@ class HostEvent:
     cpu: int
     config: int
     period: int = 0
+    modifiers: str = ""
+    """As perf has them after an event's name: of `u` and `k` which levels count, of `G` and `H` guests or the host."""
+
+    def excludes(self) -> dict[str, int]:
+        """Return what it is not to count, by the fields of perf_event_attr."""
+        pairs = {"exclude_user": "u", "exclude_kernel": "k", "exclude_guest": "G", "exclude_host": "H"}
+        levels, worlds = set("uk") & set(self.modifiers), set("GH") & set(self.modifiers)
+        named = {letter: levels if letter in "uk" else worlds for letter in pairs.values()}
+        return {field: int(named[letter] != set() and letter not in named[letter]) for field, letter in pairs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +99,10 @@ class Preset:
     """What guests access from EL0, where they execute then as well."""
     restored: tuple[tuple[str, int], ...] = (("PMEVTYPER0_EL0", DENIED),)
     """What userspace writes to registers, if there are any settings; of event counters where there are some."""
+    host_el0: int = 0
+    """The host executes at EL0 as well."""
+    host_userenr: int = 0
+    """The host's PMUSERENR_EL0."""
     filters: tuple[int, ...] = ()
     """Events that userspace denies and allows before a vCPU has run: a VM without a filter to begin with."""
 
@@ -141,6 +158,7 @@ EVERY = (
     ("PMSWINC_EL0", 7),
     ("PMCR_EL0", 1 | sysreg.PMCR_LP),
     ("PMUSERENR_EL0", 0xF),
+    *((name, None) for name in ("PMCNTENCLR_EL0", "PMINTENCLR_EL1", "PMCEID0_EL0", "PMCEID1_EL0")),
     ("PMUACR_EL1", None),
     ("PMUACR_EL1", 1),
     ("PMZR_EL0", 1),
@@ -179,6 +197,7 @@ PRIVILEGED = (
     ("PMOVSCLR_EL0", CYCLE | 1),
     ("PMCCFILTR_EL0", INST_RETIRED),
 )
+OF_USERS: tuple[tuple[str, int | None], ...] = (("PMUSERENR_EL0", sysreg.PMUSERENR_CR), ("PMUSERENR_EL0", 0))
 AGAIN = (("PMCR_EL0", 1 | sysreg.PMCR_P), ("PMEVCNTR0_EL0", 2), ("PMOVSCLR_EL0", 1))
 AGAIN_FIXED = (("PMCCNTR_EL0", 14), ("PMCCNTR_EL0", 0), ("PMOVSCLR_EL0", CYCLE))
 ENABLE = (("PMCNTENSET_EL0", CYCLE | 1), ("PMCR_EL0", 1), ("PMSELR_EL0", 0), ("PMXEVTYPER_EL0", INST_RETIRED))
@@ -201,15 +220,19 @@ RESTORED = (
 COUNTING = HostEvent(0, INST_RETIRED)
 CYCLES = HostEvent(0, CPU_CYCLES, period=2)
 ELSEWHERE = HostEvent(1, CPU_CYCLES)
+OF_GUESTS = HostEvent(0, INST_RETIRED, 2, "uG")
+OF_HOST = HostEvent(0, INST_RETIRED, 0, "uH")
 
 SIX = (
     CYCLES,
     COUNTING,
-    ELSEWHERE,
-    HostEvent(1, INST_RETIRED, 9),
+    HostEvent(1, CPU_CYCLES, modifiers="u"),
+    HostEvent(1, INST_RETIRED, 9, "kH"),
     HostEvent(1, CPU_CYCLES, 50),
-    HostEvent(2, CPU_CYCLES),
+    HostEvent(2, CPU_CYCLES, modifiers="uG"),
 )
+
+LARGE: dict[str, Any] = {"fixed_registers": FIXED_MANY, "at_el0": USER, "host_el0": 1, "host_userenr": 3}
 
 PRESETS = {
     preset.name: preset
@@ -236,6 +259,12 @@ PRESETS = {
             fixed_registers=PRIVILEGED,
             at_el0=USER,
         ),
+        Preset(
+            *("modifiers", (2,), 1, 1, 2, (OF_GUESTS, OF_HOST), 1, 4, 1, 2, 0, OF_USERS, 1),
+            at_el0=USER,
+            host_el0=1,
+            host_userenr=sysreg.PMUSERENR_CR,
+        ),
         Preset("restored", (2,), 1, 1, 2, (CYCLES,), 1, 2, 2, 1, 2, FEW, 1, restored=RESTORED),
         Preset(
             *("attributes", (2, 1), 1, 1, 2, (CYCLES,), 2, 2, 1, 0, 2, ENABLE, 0),
@@ -243,7 +272,7 @@ PRESETS = {
             restored=(),
             filters=(INST_RETIRED, CPU_CYCLES),
         ),
-        Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), EVERY, 3, fixed_registers=FIXED_MANY, at_el0=USER),
+        Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), EVERY, 3, **LARGE),
     )
 }
 
@@ -305,6 +334,8 @@ _LIMITS = {
     "icntr": (0, 1),
     "pmuver": (1, 9),
     "fgt2": (0, 1),
+    "host_el0": (0, 1),
+    "host_userenr": (0, 15),
 }
 """Of a field of `Preset` the least and the most; of those that are not here, 0 and `MOST_OF_A_BUDGET`."""
 MOST_OF_A_BUDGET = (1 << 16) - 1
@@ -316,7 +347,7 @@ def adjusted(preset: Preset, changes: Mapping[str, str]) -> Preset:
     """Return a preset with other sizes and budgets, by their names in `Preset`, as a person writes them.
 
     Numbers; `counters` as 2,2 with one for each CPU; `events` as CPU:cycles or CPU:instructions, with :PERIOD where it
-    samples, and commas between. Raises PresetError.
+    samples, then perf's modifiers of :ukGH, and commas between. Raises PresetError.
     """
     made: dict[str, Any] = {}
     for name, text in changes.items():
@@ -344,10 +375,14 @@ def _number(name: str, text: str, least: int, most: int) -> int:
 
 def _event(text: str) -> HostEvent:
     cpu, *rest = text.split(":")
-    if len(rest) not in (1, 2) or rest[0] not in _EVENTS:
-        raise PresetError(f"events {text!r}: expected CPU:cycles or CPU:instructions, with :PERIOD where it samples")
+    modifiers = rest.pop() if len(rest) > 1 and rest[-1].isalpha() else ""
+    if len(rest) not in (1, 2) or rest[0] not in _EVENTS or not set(modifiers) <= set("ukGH"):
+        raise PresetError(
+            f"events {text!r}: expected CPU:cycles or CPU:instructions, with :PERIOD where it samples, and then with"
+            " modifiers of u, k, G and H"
+        )
     period = _number("events", rest[1], 1, MOST_OF_A_BUDGET) if len(rest) == 2 else 0
-    return HostEvent(_number("events", cpu, 0, _MOST_CPUS - 1), _EVENTS[rest[0]], period)
+    return HostEvent(_number("events", cpu, 0, _MOST_CPUS - 1), _EVENTS[rest[0]], period, modifiers)
 
 
 def _check(preset: Preset) -> None:
@@ -396,16 +431,19 @@ def machine(preset: Preset, design: int, asked: int = properties.EVERY, excused:
     """
     m = records.new(Machine, sizes(preset, design))
     m.asked, m.excused = asked, excused if has_events(design) else 0
-    m.ran = int(not preset.filters)
+    m.ran, m.userenr = int(not preset.filters), preset.host_userenr
     for c in range(preset.cpus):
         number = preset.counters.index(preset.counters[c])
         pe = _pe(preset, preset.counters[c], preset.pmuver, preset.fgt2)
         worlds.boot_cpu(m.world.host.cpus[c], pe, number)
+        m.world.host.cpus[c].pe.userenr = preset.host_userenr
     _begin_vm(m, preset, design)
     for number, of in enumerate(preset.events):
         event = m.world.host.events[number]
         event.cpu, event.task, event.config, event.sample_period = of.cpu, NO_TASK, of.config, of.period
         event.pmu = m.world.host.cpus[of.cpu].pmu
+        for field, excluded in of.excludes().items():
+            setattr(event, field, excluded)
         event.leader, event.next_sibling, event.idx, event.state = number, NO_EVENT, NO_COUNTER, STATE_INACTIVE
     for v in range(preset.vcpus):
         _begin_vcpu(m, preset, v)
@@ -433,7 +471,13 @@ def _pe(preset: Preset, counters: int, pmuver: int, fgt2: int) -> Pe:
     features = {"hpmn0": 0, "fgt": preset.fgt, "fgt2": fgt2, "icntr": preset.icntr, "el3": 1}
     bits = preset.half_bits
     widths = {"half_bits": bits, "half_mask": (1 << bits) - 1, "counter_mask": (1 << 2 * bits) - 1}
-    set_features(pe.core, event_counters=counters, pmuver=pmuver, counter_top=2 * bits - 1, **features, **widths)
+    shown = {
+        "pmceid0": pmceid(SHOWN, 0),
+        "pmceid1": pmceid(SHOWN, 1),
+        "pmmir": PMMIR if pmuver >= sysreg.PMUV3P4 else 0,
+    }
+    sizes = {"event_counters": counters, "counter_top": 2 * bits - 1}
+    set_features(pe.core, pmuver=pmuver, **sizes, **features, **widths, **shown)
     pmu.reset(pe)
     return pe
 
@@ -441,7 +485,7 @@ def _pe(preset: Preset, counters: int, pmuver: int, fgt2: int) -> Pe:
 def _begin_vcpu(m: Machine, preset: Preset, v: int) -> None:
     vcpu, mirror, counters = m.world.vcpus[v], m.mirrors[v], m.world.vms[0].nr_counters
     own = _pe(preset, counters, m.world.vms[0].pmuver, 0)
-    own.core.icntr = 0
+    own.core.icntr = own.core.pmmir = 0
     own.tge = 0
     if v < preset.programmed:
         own.pmcr |= 1
@@ -483,12 +527,17 @@ def actions(preset: Preset, design: int = PARTITIONED) -> list[Action]:
     for c in range(preset.cpus):
         made += list(_on_cpu(preset, design, c))
     for e, event in enumerate(preset.events):
-        what = f"{'INST_RETIRED' if event.config == INST_RETIRED else 'CPU_CYCLES'} on CPU {event.cpu}"
+        what = f"{_name(event)} on CPU {event.cpu}"
         made.append(Action((state.OPEN, 0, e, 0, 0), f"the host opens event {e}, {what}"))
         made.append(Action((state.CLOSE, 0, e, 0, 0), f"the host closes event {e}, {what}"))
     if preset.settings:
         made += list(_by_userspace(preset, design))
     return made
+
+
+def _name(event: HostEvent) -> str:
+    name = "INST_RETIRED" if event.config == INST_RETIRED else "CPU_CYCLES"
+    return f"{name}:{event.modifiers}" if event.modifiers else name
 
 
 def _on_cpu(preset: Preset, design: int, c: int) -> Iterator[Action]:
@@ -500,6 +549,8 @@ def _on_cpu(preset: Preset, design: int, c: int) -> Iterator[Action]:
     if preset.at_el0:
         yield Action((state.EXECUTE, c, state.USER_EL, 0, 0), f"the guest on CPU {c} executes an instruction at EL0")
     yield Action((state.EXECUTE, c, state.HOST_EL, 0, 0), f"the host on CPU {c} executes an instruction at EL2")
+    if preset.host_el0:
+        yield Action((state.EXECUTE, c, state.USER_EL, 1, 0), f"the host on CPU {c} executes an instruction at EL0")
     registers = preset.registers
     if design == FIXED_COUNTERS_ONLY:
         registers = preset.fixed_registers or FIXED_FEW

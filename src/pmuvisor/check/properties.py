@@ -6,15 +6,26 @@ changed; the first that does not hold ends an exploration.
 
 from __future__ import annotations
 
-from pmuvisor.arch import pmu
+from pmuvisor.arch import pmu, traps
 from pmuvisor.arch.events import CPU_CYCLES
-from pmuvisor.arch.sysreg import CYCLE, MDCR_HPMN, PMCR_E
+from pmuvisor.arch.sysreg import (
+    CYCLE,
+    MDCR_HPMN,
+    PMCEID0_EL0,
+    PMCEID1_EL0,
+    PMCR_E,
+    PMMIR_EL1,
+    PMOVSCLR_EL0,
+    PMOVSSET_EL0,
+    PMUSERENR_EL0,
+    PMUV3P9,
+)
 from pmuvisor.check import upstream
 from pmuvisor.check.model import Property
 from pmuvisor.check.state import HostView, Machine
-from pmuvisor.kvm import emulated, filters
+from pmuvisor.kvm import access, emulated, filters
 from pmuvisor.kvm import world as worlds
-from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, FREE, GUEST_OWNED, LAZY, Vcpu, Vm
+from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, FREE, GUEST_OWNED, LAZY, Vcpu, Vm, is_type
 from pmuvisor.linux import arm_pmuv3
 from pmuvisor.linux.host import Cpu
 
@@ -30,6 +41,8 @@ DELIVERED = 8
 COSTS_NOTHING = 9
 READS = 10
 ATTRIBUTES = 11
+PROGRESS = 12
+DIRECT = 13
 
 ALL = (
     Property("hpmn-legal", "MDCR_EL2.HPMN is always legal for the CPU it is on", "Arm ARM, MDCR_EL2.HPMN"),
@@ -83,6 +96,16 @@ ALL = (
         "attributes",
         "a VM's event filter was made when it had the PMU that it has",
         "KVM_ARM_VCPU_PMU_V3_SET_PMU; [PATCH v7 3/4] KVM: arm64: PMU: Introduce FIXED_COUNTERS_ONLY",
+    ),
+    Property(
+        "progress",
+        "a guest that is to execute its access again owns its PMU by then, and a PMUIRQ that was handled is down",
+        "lazy context swaps; armv8pmu_handle_irq(): what comes again for ever is never over",
+    ),
+    Property(
+        "direct",
+        "with fine-grained traps, a guest that owns its PMU exits for what is virtual of it and for nothing else",
+        "partitioning series v7: HDFGRTR_EL2 and HDFGWTR_EL2 of a loaded vCPU",
     ),
 )
 EVERY = (1 << len(ALL)) - 1
@@ -166,7 +189,8 @@ def host_is_whole(m: Machine, c: int) -> bool:
     whole = cpu.hw.cntr_mask == arm_pmuv3.all_counters(cpu) and cpu.hw.guest_resident == 0
     own = pe.mdcr_el2 == pe.core.event_counters and pe.hdfgrtr_el2 == 0 and pe.hdfgwtr_el2 == 0
     runs = (pe.pmcr & PMCR_E) == pmu.nonzero(cpu.hw.used_mask)
-    return whole and own and runs and left_over == 0
+    users = pe.userenr == m.userenr and pe.selr == 0
+    return whole and own and runs and users and left_over == 0
 
 
 # ---- a guest's --------------------------------------------------------------------------------------------
@@ -248,6 +272,36 @@ def filter_is_of_its_pmu(m: Machine) -> bool:
     if fixed == 0 and m.filter_fixed == 1 and not upstream.excuses(m, upstream.FILTER_OF_FIXED):
         return False
     return m.filter_of == vm.pmu + 1 and fixed <= m.filter_fixed
+
+
+def gets_on(m: Machine, v: int) -> bool:
+    """A guest whose access has trapped, and is to be executed again, has its PMU, on a CPU where it can run."""
+    return m.outcome != access.AGAIN or is_on_cpu(m.world.vcpus[v]) or m.world.vcpus[v].unsupported_cpu == 1
+
+
+def exits_for_what_is_virtual(m: Machine, v: int) -> bool:
+    """The access that has exited is of a register that hardware does not hold for the guest, or not everywhere.
+
+    Those are the event types, which the filter changes; PMOVS, of which KVM has a part; PMMIR_EL1, and PMCEID<n>_EL0 of
+    a guest with a filter; from PMUv3p9 writes of PMUSERENR_EL0; and what is UNDEFINED for the guest.
+    """
+    mirror, vm = m.mirrors[v], m.world.vms[m.world.vm_of[v]]
+    core = m.world.host.cpus[cpu_of(m, v)].pe.core
+    traps_all = core.fgt == 0 or (core.pmuver >= PMUV3P9 and core.fgt2 == 0)
+    if traps_all or not is_on_cpu(m.world.vcpus[v]):
+        return True
+    if traps.access(mirror.pe, mirror.el, mirror.key, mirror.write) == traps.UNDEFINED:
+        return True
+    if mirror.key in (PMCEID0_EL0, PMCEID1_EL0):
+        return vm.filter_words != 0
+    if mirror.key == PMUSERENR_EL0:
+        return mirror.write == 1 and core.pmuver >= PMUV3P9
+    return is_type(mirror.key) or mirror.key in (PMOVSSET_EL0, PMOVSCLR_EL0, PMMIR_EL1)
+
+
+def interrupt_is_down(m: Machine, c: int) -> bool:
+    """The PMU of CPU `c` does not ask for an interrupt."""
+    return pmu.check_for_pmu_overflow(m.world.host.cpus[c].pe) == 0
 
 
 def read_is_right(m: Machine) -> bool:

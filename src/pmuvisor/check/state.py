@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.kvm.world import World
-from pmuvisor.records import U1, U8, U16, U32, U33, U64, Bits, Each, Role, record
+from pmuvisor.records import U1, U4, U8, U16, U32, U33, U64, Bits, Each, Role, record
 
 # Kinds of actions, with their operands
 ACCESS = 0
@@ -19,7 +19,7 @@ trap exits."""
 HANDLE = 1
 """KVM handles the access that has exited, on CPU a."""
 EXECUTE = 2
-"""An instruction retires on CPU a, at exception level b; it takes a cycle."""
+"""An instruction retires on CPU a, at exception level b, the host's if that is EL2 or c is 1; it takes a cycle."""
 ENTER = 3
 """CPU a enters the guest of the vCPU that is loaded there."""
 EXIT = 4
@@ -106,6 +106,8 @@ class Machine:
     """What of upstream's that is known to be inexact is let be: bit b for `upstream.ALL[b]`."""
     ran: U1
     """A vCPU has run: no attribute can be set any more. It is 1 from the beginning where none is to be set."""
+    userenr: U4
+    """PMUSERENR_EL0 of the host, on every CPU."""
     filter_of: U8
     """Which PMU the VM had when its event filter was made, and one; 0: it has had its filter all along."""
     filter_fixed: U1

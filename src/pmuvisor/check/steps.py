@@ -14,6 +14,8 @@ from pmuvisor.arch.sysreg import (
     FILTER_U,
     INSTRUCTION,
     PMCCNTR_EL0,
+    PMCEID0_EL0,
+    PMCEID1_EL0,
     PMCNTENCLR_EL0,
     PMCNTENSET_EL0,
     PMCR_C,
@@ -32,6 +34,7 @@ from pmuvisor.check.properties import (
     ATTRIBUTES,
     COSTS_NOTHING,
     DELIVERED,
+    DIRECT,
     FILTERED,
     GUEST_COUNTS,
     GUEST_REGISTERS,
@@ -40,6 +43,7 @@ from pmuvisor.check.properties import (
     HPMN_LEGAL,
     ISOLATION,
     OVERFLOWS,
+    PROGRESS,
     READS,
     cpu_of,
 )
@@ -72,10 +76,12 @@ from pmuvisor.check.state import (
 )
 from pmuvisor.kvm import access, emulated, filters, restored
 from pmuvisor.kvm import world as worlds
-from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, Vcpu, is_type
+from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, Vcpu, Vm, is_type
 from pmuvisor.linux import activity, perf
 from pmuvisor.linux.host import NO_COUNTER, NO_TASK, NO_VCPU, STATE_INACTIVE, Cpu, PerfEvent
 
+UNKNOWN = 0x5A5A_5A5A_5A5A
+"""What is in the general-purpose register that an access is to be read to."""
 NO_EXCEPTION, UNDEFINED, TRAP = 0, 1, 2
 """What a guest takes instead of what it wanted to do."""
 
@@ -103,7 +109,7 @@ def happen(m: Machine, kind: int, a: int, b: int, c: int, d: int) -> int:
     if kind == HANDLE:
         return kvm_handles(m, a)
     if kind == EXECUTE:
-        return instruction_retires(m, a, b)
+        return instruction_retires(m, a, b, c)
     if kind == ENTER:
         return kvm_enters(m, a)
     if kind == EXIT:
@@ -201,6 +207,7 @@ def kvm_handles(m: Machine, c: int) -> int:
     mirror = m.mirrors[v]
     properties.view_host(m, c)
     mirror.trapped = 0
+    m.world.vcpus[v].value = UNKNOWN
     m.outcome = access.handle_trap(m.world, c, v, mirror.el, mirror.key, mirror.write, mirror.value, 0)
     if m.outcome == access.AGAIN:
         m.left[ACCESSES] += 1
@@ -265,11 +272,26 @@ def ought_to_read(m: Machine, v: int, el: int, key: int) -> int:
     """Return what a guest ought to read: of an event type what it has written, though that does not count."""
     mirror = m.mirrors[v]
     i = pmu.counter_of(mirror.pe, key)
+    if key in (PMCEID0_EL0, PMCEID1_EL0):
+        return visible_events(m.world.vms[m.world.vm_of[v]], pmu.read(mirror.pe, el, key), key)
     if is_type(key) and i != CYCLE:
         return mirror.evtyper[i]
     if is_type(key):
         return mirror.ccfiltr
     return pmu.read(mirror.pe, el, key)
+
+
+def visible_events(vm: Vm, pmceid: int, key: int) -> int:
+    """Return what a guest ought to read of PMCEID<n>_EL0: nothing that its filter denies, of fixed counters nothing.
+
+    The presets' CPUs have no event from 0x4000 on.
+    """
+    if vm.design == FIXED_COUNTERS_ONLY:
+        return 0
+    for i in range(32):
+        if filters.event_denied(vm, 32 * (key - PMCEID0_EL0) + i) == 1:
+            pmceid &= ~(1 << i)
+    return pmceid
 
 
 def set_type(m: Machine, v: int, i: int, value: int) -> None:
@@ -301,10 +323,15 @@ def apply_filter(m: Machine, v: int, i: int) -> None:
             mirror.pe.evtyper[i] = event | excluded
 
 
-def instruction_retires(m: Machine, c: int, el: int) -> int:
-    """An instruction of the guest, or of the host's kernel, retires and takes a cycle."""
+def instruction_retires(m: Machine, c: int, el: int, of_host: int) -> int:
+    """An instruction of the guest, of the host's kernel or of its user space, retires and takes a cycle.
+
+    There is no user space while a vCPU is loaded: KVM_RUN puts it before it returns.
+    """
     guest = in_guest(m, c)
-    if int(guest) != int(el < HOST_EL) or interrupt_is_overdue(m.world.host.cpus[c].pe):
+    if int(guest) != int(el < HOST_EL) & (1 - of_host) or interrupt_is_overdue(m.world.host.cpus[c].pe):
+        return NOT_NOW
+    if of_host == 1 and resident(m, c) != NO_VCPU:
         return NOT_NOW
     if spend(m, EXECUTIONS) == 0:
         return NOT_NOW
@@ -541,8 +568,14 @@ def judge_step(m: Machine, kind: int, a: int) -> int:
             return BROKEN + ISOLATION
         if breaks(m, READS, properties.read_is_right(m)):
             return BROKEN + READS
+        if kind == ACCESS and breaks(m, DIRECT, is_direct(m, resident(m, a))):
+            return BROKEN + DIRECT
+        if breaks(m, PROGRESS, properties.gets_on(m, resident(m, a))):
+            return BROKEN + PROGRESS
     if kind == ENTER and breaks(m, DELIVERED, properties.interrupt_is_delivered(m, resident(m, a))):
         return BROKEN + DELIVERED
+    if kind == INTERRUPT and breaks(m, PROGRESS, properties.interrupt_is_down(m, a)):
+        return BROKEN + PROGRESS
     if breaks(m, ATTRIBUTES, properties.filter_is_of_its_pmu(m)):
         return BROKEN + ATTRIBUTES
     if breaks(m, HOST_COUNTS, properties.counts_of_host_are_exact(m)):
@@ -557,6 +590,11 @@ def judge_step(m: Machine, kind: int, a: int) -> int:
         if broken != DONE:
             return broken
     return DONE
+
+
+def is_direct(m: Machine, v: int) -> bool:
+    """Tell whether the access has not exited, or for a good reason."""
+    return m.mirrors[v].trapped == 0 or properties.exits_for_what_is_virtual(m, v)
 
 
 def judge_guest(m: Machine, v: int) -> int:
