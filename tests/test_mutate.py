@@ -69,7 +69,7 @@ def test_every_mutant_runs_once_and_survivors_again_when_the_tests_change(projec
     # `return value`: left out. What lives: >=, which means the same, and LIMIT + 1, for want of a test with 4.
     only = ("src/toy/thing.py", "--functions", "(module)", "capped")
     done = mutate(project, *only)
-    assert (done.returncode, row(done)) == (0, [12, 0, 10, 0, 0, 0, 0, 2])
+    assert (done.returncode, row(done)) == (0, [12, 0, 0, 10, 0, 0, 0, 0, 2])
     assert "src/toy/thing.py:8: capped: comparison (#4)\n  - if value > LIMIT:\n  + if value >= LIMIT:\n" in done.stdout
     assert "  + if value > LIMIT + 1:\n" in done.stdout
     assert done.stdout.endswith("\n83.3 % killed\n")
@@ -81,7 +81,7 @@ def test_every_mutant_runs_once_and_survivors_again_when_the_tests_change(projec
     tests = project / "tests" / "toy" / "test_thing.py"
     tests.write_text(TESTS + "\ndef test_four():\n    assert capped(4) == 3\n")
     done = mutate(project, *only, "--least", "95")
-    assert (done.returncode, row(done)) == (1, [12, 0, 11, 0, 0, 0, 0, 1])
+    assert (done.returncode, row(done)) == (1, [12, 0, 0, 11, 0, 0, 0, 0, 1])
     assert len(state(project)) == 14
 
 
@@ -95,7 +95,7 @@ def test_a_sample_is_the_same_each_time_and_no_larger_than_asked(project: Path) 
 def test_an_endless_loop_ends_at_its_limit(project: Path) -> None:
     # `while False`; `continue`; `return` left out, 2, 0. `while True` is what it was.
     done = mutate(project, "src/toy/thing.py", "--functions", "one")
-    assert (done.returncode, row(done)[5]) == (0, 1), done.stdout
+    assert (done.returncode, row(done)[6]) == (0, 1), done.stdout
 
 
 def test_slow_tests_and_properties_are_told_apart(project: Path) -> None:
@@ -108,7 +108,7 @@ def test_slow_tests_and_properties_are_told_apart(project: Path) -> None:
     slow.write_text("from toy.thing import capped\n\ndef test_high():\n    assert capped(5) == 3\n")
     words = ("src/toy/thing.py", "--functions", "(module)", "capped", "--slow", "tests/slow.py")
     # The property kills True, <=, 0 in the condition, and `return value` left out.
-    assert row(mutate(project, *words)) == [12, 0, 0, 4, 6, 0, 0, 2]
+    assert row(mutate(project, *words)) == [12, 0, 0, 0, 4, 6, 0, 0, 2]
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ _switch = ctypes.c_int64(-1)
 """The number of the mutant that is switched on."""
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic  # type: ignore[untyped-decorator]
 def _switched_on(context: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(64)
@@ -181,13 +181,15 @@ class _Schema(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         """Return the node, or what chooses between it and what takes its place."""
-        mine = [(one, copy.deepcopy(one.node)) for one in self.broken.get(id(node), ())]
+        mine: list[tuple[mutate.Broken, Any]] = [
+            (one, copy.deepcopy(one.node)) for one in self.broken.get(id(node), ())
+        ]
         made: Any = self.generic_visit(node)
         for one, instead in mine:
             number = one.mutant.number
             test = ast.Compare(ast.Name("mutant_", ast.Load()), [ast.Eq()], [ast.Constant(number)])
             if one.mutant.operator == "condition":
-                made.test = ast.IfExp(test, instead.test, made.test)  # type: ignore[attr-defined]
+                made.test = ast.IfExp(test, instead.test, made.test)
             elif isinstance(node, ast.stmt):
                 made = ast.If(test, [instead], [made])
             else:
@@ -211,7 +213,8 @@ def is_for_all(broken: mutate.Broken, module: types.ModuleType) -> bool:
     """Tell whether a mutant has the types that the function has, so that it can be compiled with the others."""
     node = broken.place.node
     of_default = isinstance(broken.place.owner, ast.arguments)
-    of_no_number = broken.mutant.operator == "named constant" and not isinstance(vars(module).get(node.id), int)  # type: ignore[attr-defined]
+    is_name = broken.mutant.operator == "named constant" and isinstance(node, ast.Name)
+    of_no_number = is_name and not isinstance(vars(module).get(node.id), int)
     return not of_default and not of_no_number
 
 
@@ -255,7 +258,7 @@ def walks(family: Family, broken: dict[Any, Any], number: int, length: int) -> W
     def once(seed: int) -> str:
         for words, actions, properties in begins:
             if walk(space.row, space.words, words, actions, seed, length, trail, at) == search.VIOLATED:
-                return properties[at[search.PROPERTY]].name
+                return str(properties[at[search.PROPERTY]].name)
         return ""
 
     def all_of_them() -> str:

@@ -14,7 +14,14 @@ from pmuvisor import records
 from pmuvisor.arch import pmu, sysreg
 from pmuvisor.arch import spe as arch_spe
 from pmuvisor.arch.cores import set_features
-from pmuvisor.arch.events import BR_RETIRED, CHAIN, CPU_CYCLES, INST_RETIRED, SW_INCR, pmceid
+from pmuvisor.arch.events import (
+    BR_RETIRED,
+    CPU_CYCLES,
+    INST_RETIRED,
+    STALL_SLOT,
+    STALL_SLOT_BACKEND,
+    STALL_SLOT_FRONTEND,
+)
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.check import properties, state, steps, upstream
 from pmuvisor.check.model import Action, Model
@@ -36,8 +43,9 @@ DESIGNS = {
 """The designs that can be explored."""
 DENIED = BR_RETIRED
 """What the filter of every VM denies. Every instruction is a branch."""
-SHOWN = SW_INCR, INST_RETIRED, CPU_CYCLES, CHAIN, BR_RETIRED
-"""The events of PMCEID<n>_EL0."""
+EVERY_EVENT = (1 << 64) - 1
+SLOTS = (1 << (STALL_SLOT & 31)) | (1 << (STALL_SLOT_BACKEND & 31)) | (1 << (STALL_SLOT_FRONTEND & 31))
+"""Of PMCEID1_EL0 what KVM hides of emulated counters: no CPU has it."""
 PMMIR = 0x0C
 """Of a CPU; a guest reads 0."""
 CYCLE = 1 << sysreg.CYCLE
@@ -472,8 +480,8 @@ def _pe(preset: Preset, counters: int, pmuver: int, fgt2: int) -> Pe:
     bits = preset.half_bits
     widths = {"half_bits": bits, "half_mask": (1 << bits) - 1, "counter_mask": (1 << 2 * bits) - 1}
     shown = {
-        "pmceid0": pmceid(SHOWN, 0),
-        "pmceid1": pmceid(SHOWN, 1),
+        "pmceid0": EVERY_EVENT,
+        "pmceid1": EVERY_EVENT & ~SLOTS,
         "pmmir": PMMIR if pmuver >= sysreg.PMUV3P4 else 0,
     }
     sizes = {"event_counters": counters, "counter_top": 2 * bits - 1}

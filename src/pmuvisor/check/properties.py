@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pmuvisor.arch import pmu, traps
 from pmuvisor.arch.events import CPU_CYCLES
+from pmuvisor.arch.pmu import Pe
 from pmuvisor.arch.sysreg import (
     CYCLE,
     MDCR_HPMN,
@@ -280,23 +281,29 @@ def gets_on(m: Machine, v: int) -> bool:
 
 
 def exits_for_what_is_virtual(m: Machine, v: int) -> bool:
-    """The access that has exited is of a register that hardware does not hold for the guest, or not everywhere.
-
-    Those are the event types, which the filter changes; PMOVS, of which KVM has a part; PMMIR_EL1, and PMCEID<n>_EL0 of
-    a guest with a filter; from PMUv3p9 writes of PMUSERENR_EL0; and what is UNDEFINED for the guest.
-    """
+    """The access that has exited is one that may, or the guest does not own its PMU."""
     mirror, vm = m.mirrors[v], m.world.vms[m.world.vm_of[v]]
-    core = m.world.host.cpus[cpu_of(m, v)].pe.core
-    traps_all = core.fgt == 0 or (core.pmuver >= PMUV3P9 and core.fgt2 == 0)
-    if traps_all or not is_on_cpu(m.world.vcpus[v]):
+    pe = m.world.host.cpus[cpu_of(m, v)].pe
+    owned = is_on_cpu(m.world.vcpus[v])
+    return not owned or may_exit(pe, vm, mirror.pe, mirror.el, mirror.key, mirror.write)
+
+
+def may_exit(pe: Pe, vm: Vm, own: Pe, el: int, key: int, write: int) -> bool:
+    """Tell whether a guest that owns its PMU may have to exit for an access: `own` is the PMU that it believes to have.
+
+    Where there are no fine-grained traps, for any. Else for what hardware does not hold for the guest, or not
+    everywhere: the event types, which the filter changes; PMOVS, of which KVM has a part; PMMIR_EL1, and PMCEID<n>_EL0
+    of a guest with a filter; from PMUv3p9 writes of PMUSERENR_EL0; and for what is UNDEFINED.
+    """
+    if vm.use_fgt == 0 or pe.core.fgt == 0 or (pe.core.pmuver >= PMUV3P9 and pe.core.fgt2 == 0):
         return True
-    if traps.access(mirror.pe, mirror.el, mirror.key, mirror.write) == traps.UNDEFINED:
+    if traps.access(own, el, key, write) == traps.UNDEFINED:
         return True
-    if mirror.key in (PMCEID0_EL0, PMCEID1_EL0):
+    if key in (PMCEID0_EL0, PMCEID1_EL0):
         return vm.filter_words != 0
-    if mirror.key == PMUSERENR_EL0:
-        return mirror.write == 1 and core.pmuver >= PMUV3P9
-    return is_type(mirror.key) or mirror.key in (PMOVSSET_EL0, PMOVSCLR_EL0, PMMIR_EL1)
+    if key == PMUSERENR_EL0:
+        return write == 1 and pe.core.pmuver >= PMUV3P9
+    return is_type(key) or key in (PMOVSSET_EL0, PMOVSCLR_EL0, PMMIR_EL1)
 
 
 def interrupt_is_down(m: Machine, c: int) -> bool:

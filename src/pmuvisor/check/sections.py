@@ -17,7 +17,7 @@ from pmuvisor.arch.sysreg import (
     PMXEVTYPER_EL0,
     is_pmevtyper,
 )
-from pmuvisor.check import invariants
+from pmuvisor.check import invariants, properties
 from pmuvisor.check.invariants import cpu_of, is_owned, vcpu_of, vm_of
 from pmuvisor.check.model import DONE, NOT_NOW
 from pmuvisor.check.scene import C, Scene, V
@@ -45,6 +45,11 @@ def guest_accesses(s: Scene, el: int, key: int, write: int, value: int) -> int:
         return DONE
     ought_to_access(s, el, key, write, value, access.guest_access(s.world, C, V, el, key, write, value, 0))
     return DONE
+
+
+def need_not_exit(s: Scene, el: int, key: int, write: int) -> int:
+    """Return 1 where the guest need not have exited for an access."""
+    return int(is_owned(s) and not properties.may_exit(cpu_of(s).pe, vm_of(s), s.mirror.pe, el, key, write))
 
 
 def kvm_handles(s: Scene, el: int, key: int, write: int, value: int) -> int:

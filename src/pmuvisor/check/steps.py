@@ -282,15 +282,15 @@ def ought_to_read(m: Machine, v: int, el: int, key: int) -> int:
 
 
 def visible_events(vm: Vm, pmceid: int, key: int) -> int:
-    """Return what a guest ought to read of PMCEID<n>_EL0: nothing that its filter denies, of fixed counters nothing.
-
-    The presets' CPUs have no event from 0x4000 on.
-    """
+    """Return what a guest ought to read of PMCEID<n>_EL0: nothing that its filter denies, of fixed counters nothing."""
     if vm.design == FIXED_COUNTERS_ONLY:
         return 0
+    first = 32 * (key - PMCEID0_EL0)
     for i in range(32):
-        if filters.event_denied(vm, 32 * (key - PMCEID0_EL0) + i) == 1:
+        if filters.event_denied(vm, first + i) == 1:
             pmceid &= ~(1 << i)
+        if filters.event_denied(vm, 0x4000 + first + i) == 1:
+            pmceid &= ~(1 << (32 + i))
     return pmceid
 
 
