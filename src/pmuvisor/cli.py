@@ -260,21 +260,8 @@ property that breaks, told as the shortest trace, or when it has been everywhere
 breaks, 1 a property breaks, 2 bad input, 130 interrupted by Ctrl-C."""
 EXPLORED = ("partitioned", "lazy", "emulated", "fixed-counters-only", "spe")
 EXPLORATIONS = (
-    *(
-        "tiny",
-        "small",
-        "wide",
-        "fresh",
-        "trapped",
-        "hetero",
-        "unlike",
-        "icntr",
-        "short",
-        "newest",
-        "first",
-        "modifiers",
-    ),
-    *("overflows", "el0", "restored", "attributes", "large"),
+    *("tiny", "small", "wide", "fresh", "trapped", "hetero", "unlike", "icntr", "short", "newest", "first"),
+    *("overflows", "el0", "restored", "attributes", "modifiers", "large"),
 )
 EXPLORATIONS_OF_SPE = ("spe", "spe-unpinned", "spe-beside", "spe-wide")
 """The presets of check.models and check.spe.models, which take long to import."""

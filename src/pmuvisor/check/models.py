@@ -165,7 +165,7 @@ EVERY = (
     ("PMSELR_EL0", 4),
     ("PMSWINC_EL0", 7),
     ("PMCR_EL0", 1 | sysreg.PMCR_LP),
-    ("PMUSERENR_EL0", 0xF),
+    ("PMUSERENR_EL0", 0x1F),
     *((name, None) for name in ("PMCNTENCLR_EL0", "PMINTENCLR_EL1", "PMCEID0_EL0", "PMCEID1_EL0")),
     ("PMUACR_EL1", None),
     ("PMUACR_EL1", 1),
@@ -205,7 +205,11 @@ PRIVILEGED = (
     ("PMOVSCLR_EL0", CYCLE | 1),
     ("PMCCFILTR_EL0", INST_RETIRED),
 )
-OF_USERS: tuple[tuple[str, int | None], ...] = (("PMUSERENR_EL0", sysreg.PMUSERENR_CR), ("PMUSERENR_EL0", 0))
+OF_USERS: tuple[tuple[str, int | None], ...] = (
+    ("PMUSERENR_EL0", sysreg.PMUSERENR_CR),
+    ("PMUSERENR_EL0", 0),
+    ("PMOVSCLR_EL0", 1),
+)
 AGAIN = (("PMCR_EL0", 1 | sysreg.PMCR_P), ("PMEVCNTR0_EL0", 2), ("PMOVSCLR_EL0", 1))
 AGAIN_FIXED = (("PMCCNTR_EL0", 14), ("PMCCNTR_EL0", 0), ("PMOVSCLR_EL0", CYCLE))
 ENABLE = (("PMCNTENSET_EL0", CYCLE | 1), ("PMCR_EL0", 1), ("PMSELR_EL0", 0), ("PMXEVTYPER_EL0", INST_RETIRED))
@@ -267,18 +271,18 @@ PRESETS = {
             fixed_registers=PRIVILEGED,
             at_el0=USER,
         ),
-        Preset(
-            *("modifiers", (2,), 1, 1, 2, (OF_GUESTS, OF_HOST), 1, 4, 1, 2, 0, OF_USERS, 1),
-            at_el0=USER,
-            host_el0=1,
-            host_userenr=sysreg.PMUSERENR_CR,
-        ),
         Preset("restored", (2,), 1, 1, 2, (CYCLES,), 1, 2, 2, 1, 2, FEW, 1, restored=RESTORED),
         Preset(
             *("attributes", (2, 1), 1, 1, 2, (CYCLES,), 2, 2, 1, 0, 2, ENABLE, 0),
             fixed_registers=ENABLE,
             restored=(),
             filters=(INST_RETIRED, CPU_CYCLES),
+        ),
+        Preset(
+            *("modifiers", (2,), 1, 1, 2, (OF_GUESTS, OF_HOST), 1, 4, 1, 2, 0, OF_USERS, 1),
+            at_el0=USER,
+            host_el0=1,
+            host_userenr=sysreg.PMUSERENR_CR,
         ),
         Preset("large", (6, 6, 4), 5, 3, 6, SIX, *(5 * (60_000,)), EVERY, 3, **LARGE),
     )
