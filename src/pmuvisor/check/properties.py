@@ -28,7 +28,7 @@ from pmuvisor.kvm import access, emulated, filters
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import FIXED_COUNTERS_ONLY, FREE, GUEST_OWNED, LAZY, Vcpu, Vm, is_type
 from pmuvisor.linux import arm_pmuv3
-from pmuvisor.linux.host import Cpu
+from pmuvisor.linux.host import NO_COUNTER, STATE_INACTIVE, Cpu
 
 HPMN_LEGAL = 0
 ISOLATION = 1
@@ -59,7 +59,8 @@ ALL = (
     ),
     Property(
         "host-back",
-        "where no vCPU is loaded the host has all counters, MDCR_EL2 is its own, and nothing of a guest's is left",
+        "where no vCPU is loaded the host has all counters, MDCR_EL2 is its own, and nothing of a guest's is left; once"
+        " a guest's counters are the host's again, no event waits for one that is free",
         "kvm_vcpu_put_pmu() of the partitioning series",
     ),
     Property(
@@ -192,6 +193,18 @@ def host_is_whole(m: Machine, c: int) -> bool:
     runs = (pe.pmcr & PMCR_E) == pmu.nonzero(cpu.hw.used_mask)
     users = pe.userenr == m.userenr and pe.selr == 0
     return whole and own and runs and users and left_over == 0
+
+
+def nobody_waits(m: Machine, c: int) -> bool:
+    """No event of CPU `c` is off while there is a counter for it."""
+    host = m.world.host
+    hw = host.cpus[c].hw
+    for number in range(len(host.events)):
+        event = host.events[number]
+        waits = event.attached == 1 and event.cpu == c and event.state == STATE_INACTIVE
+        if waits and arm_pmuv3.get_event_idx(host.cpus[c], event, hw.cntr_mask, hw.used_mask) != NO_COUNTER:
+            return False
+    return True
 
 
 # ---- a guest's --------------------------------------------------------------------------------------------

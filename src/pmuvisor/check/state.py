@@ -116,6 +116,8 @@ class Machine:
     """Scratch of a step."""
     outcome: Annotated[int, Bits(4), Role.LEDGER]
     """How the last access went (`access.DIRECT` and its like)."""
+    returned: Annotated[int, Bits(1), Role.LEDGER]
+    """A guest's counters have been given back to the host in this step."""
     read: Annotated[int, Bits(64), Role.LEDGER]
     """What the last access that was a read has read."""
     expected: Annotated[int, Bits(64), Role.LEDGER]

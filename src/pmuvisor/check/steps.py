@@ -91,6 +91,7 @@ def step(m: Machine, kind: int, a: int, b: int, c: int, d: int) -> int:
     m.outcome = 0
     m.read = 0
     m.expected = 0
+    m.returned = 0
     done = happen(m, kind, a, b, c, d)
     if done == NOT_NOW:
         return NOT_NOW
@@ -414,6 +415,7 @@ def thread_leaves(m: Machine, c: int) -> int:
     """The thread on CPU `c` is preempted."""
     if in_guest(m, c) or m.world.host.cpus[c].current == NO_TASK or spend(m, SWITCHES) == 0:
         return NOT_NOW
+    m.returned = m.world.host.cpus[c].hw.guest_resident
     worlds.switch_out(m.world, c, 0)
     return DONE
 
@@ -576,6 +578,8 @@ def judge_step(m: Machine, kind: int, a: int) -> int:
         return BROKEN + DELIVERED
     if kind == INTERRUPT and breaks(m, PROGRESS, properties.interrupt_is_down(m, a)):
         return BROKEN + PROGRESS
+    if m.returned == 1 and breaks(m, HOST_BACK, properties.nobody_waits(m, a)):
+        return BROKEN + HOST_BACK
     if breaks(m, ATTRIBUTES, properties.filter_is_of_its_pmu(m)):
         return BROKEN + ATTRIBUTES
     if breaks(m, HOST_COUNTS, properties.counts_of_host_are_exact(m)):
