@@ -52,6 +52,8 @@ from pmuvisor.check.packing import Workspace
 from pmuvisor.check.spe import models as spe_models
 from pmuvisor.compiled import compiled, substituted
 
+SIGNED = 1 << 63
+"""What numba takes for a signed number is less."""
 LENIENCE = 5
 """How many times the time of the unbroken walks a mutant may take, and some seconds."""
 
@@ -210,12 +212,18 @@ class _Schema(ast.NodeTransformer):
 
 
 def is_for_all(broken: mutate.Broken, module: types.ModuleType) -> bool:
-    """Tell whether a mutant has the types that the function has, so that it can be compiled with the others."""
-    node = broken.place.node
-    of_default = isinstance(broken.place.owner, ast.arguments)
-    is_name = broken.mutant.operator == "named constant" and isinstance(node, ast.Name)
-    of_no_number = is_name and not isinstance(vars(module).get(node.id), int)
-    return not of_default and not of_no_number
+    """Tell whether a mutant has the types that the function has, so that it can be compiled with the others.
+
+    A number in the place of a table has not, nor has what numba takes for unsigned in the place of a signed number.
+    """
+    node, constants = broken.place.node, vars(module)
+    if isinstance(broken.place.owner, ast.arguments):
+        return False
+    if broken.mutant.operator == "named constant" and isinstance(node, ast.Name):
+        return isinstance(constants.get(node.id), int) and constants[node.id] < SIGNED
+    alone = broken.node.operand if isinstance(broken.node, ast.UnaryOp) else broken.node
+    value = constants.get(alone.id) if isinstance(alone, ast.Name) else getattr(alone, "value", None)
+    return not (isinstance(value, int) and value >= SIGNED)
 
 
 def schemata(path: str, functions: set[str], left_out: str) -> tuple[dict[Any, Any], list[mutate.Mutant]]:
