@@ -14,7 +14,8 @@ import pytest
 import z3
 
 from pmuvisor import records
-from pmuvisor.arch import pmu
+from pmuvisor.arch import pmu, traps
+from pmuvisor.arch.pmu import Pe
 from pmuvisor.check import contracts, defects, invariants, models, prove, steps
 from pmuvisor.check.model import HERE, NOT_NOW
 from pmuvisor.check.models import PRESETS
@@ -23,7 +24,7 @@ from pmuvisor.check.scene import C, Scene
 from pmuvisor.check.state import Machine
 from pmuvisor.check.symbolic import Int, merged, paths, word
 from pmuvisor.cli import main
-from pmuvisor.compiled import substituted
+from pmuvisor.compiled import Replaced, substituted
 from pmuvisor.kvm import pmu as kvm_pmu
 from pmuvisor.linux import arm_pmuv3, perf
 from pmuvisor.linux.host import Cpu, Host
@@ -265,6 +266,27 @@ def test_a_proof_fails_with_a_defect_by_the_property_that_it_breaks(name: str) -
         found = proof.results[broken].counterexample
         assert (found is not None) == fails
         assert found is None or action in found.action
+
+
+def every_access_exits(pe: Pe, el: int, key: int, write: int) -> int:
+    """Trap whatever HDFGRTR_EL2 and HDFGWTR_EL2 say."""
+    return traps.TRAP_EL2
+
+
+@pytest.mark.parametrize(("instead", "holds"), [({}, True), ({traps.access: every_access_exits}, False)])
+def test_what_exits_without_need_is_found(instead: Replaced, holds: bool) -> None:
+    """What the traps are is `residency`'s; that they are no more than needed is `direct`'s."""
+    proof = Proof("partitioned", "direct", instead)
+    proof.prove(SMALL, chosen=lambda words: "PMCNTENSET_EL0 from EL1" in words)
+    assert proof.results["direct"].proved == holds
+
+
+def test_nothing_is_said_to_be_proved_of_what_a_proof_does_not_ask(capsys: pytest.CaptureFixture[str]) -> None:
+    """The VM's attributes, and that nothing comes again for ever, are only explored."""
+    for name in ("attributes", "progress"):
+        with pytest.raises(SystemExit):
+            main(["prove", "--property", name])
+        assert "expected one of" in capsys.readouterr().err
 
 
 # ---- the command ------------------------------------------------------------------------------------------------
