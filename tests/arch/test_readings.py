@@ -10,6 +10,7 @@ import pytest
 import z3
 
 from arch.support import MASK64, make_pe, near_edge, random_core, randomize, sizes_of
+from arch.z3_values import evaluated
 from pmuvisor import records
 from pmuvisor.arch import sysreg
 from pmuvisor.arch.pmu import (
@@ -26,7 +27,7 @@ from pmuvisor.arch.pmu import (
 )
 from pmuvisor.arch.sysreg import PMU_KEYS
 from pmuvisor.arch.traps import ALLOWED, access
-from pmuvisor.check.symbolic import Int, paths, symbolic, word
+from pmuvisor.check.symbolic import Int, symbolic, word
 from pmuvisor.compiled import compiled
 
 ACCESS, COUNT, EVENT, CYCLES, INSTRUCTIONS, SW_INCREMENT, RESET = range(7)
@@ -89,14 +90,7 @@ def in_z3(pe: Pe, arguments: tuple[int, int, int, int, int]) -> tuple[int, dict[
         given: Any = Int(z3.BitVec("value", 64))
         return made, operate(made, operation, el, key, is_write, given)
 
-    found = []
-    for solver, (after, result) in paths(run, assume):
-        assert solver.check() == z3.sat
-        model = solver.model()
-        state = {leaf.path: model.eval(word(records.get(after, leaf.path)), True).as_long() for leaf in leaves}
-        found.append((model.eval(word(result), True).as_long(), state))
-    assert len(found) == 1
-    return found[0]
+    return evaluated(run, assume, leaves)
 
 
 @pytest.mark.parametrize(("n", "scaled", "turns", "z3_turns"), [(31, 0, 3000, 12), (2, 1, 3000, 60)])

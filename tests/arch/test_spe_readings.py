@@ -10,6 +10,7 @@ import z3
 
 from arch.spe_support import BASE, PAGE, make_spu
 from arch.support import MASK64, make_pe, sizes_of
+from arch.z3_values import evaluated
 from pmuvisor import records
 from pmuvisor.arch import spe, spe_record
 from pmuvisor.arch.pmu import Pe
@@ -196,14 +197,7 @@ def in_z3(pe: Pe, spu: Spu, arguments: tuple[int, int, int, int, int]) -> tuple[
         given: Any = Int(z3.BitVec("value", 64))
         return made, operate(pe, made, operation, el, key, is_write, given)
 
-    found = []
-    for solver, (after, result) in paths(run, assume):
-        assert solver.check() == z3.sat
-        model = solver.model()
-        state = {leaf.path: model.eval(word(records.get(after, leaf.path)), True).as_long() for leaf in leaves}
-        found.append((model.eval(word(result), True).as_long(), state))
-    assert len(found) == 1
-    return found[0]
+    return evaluated(run, assume, leaves)
 
 
 def test_z3_agrees_on_random_states_and_operations() -> None:

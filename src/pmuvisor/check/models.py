@@ -26,7 +26,7 @@ from pmuvisor.arch.pmu import Pe
 from pmuvisor.check import properties, state, steps, upstream
 from pmuvisor.check.model import Action, Model
 from pmuvisor.check.state import Machine
-from pmuvisor.check.words import words
+from pmuvisor.check.words import count, words
 from pmuvisor.kvm import emulated, spe
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import EMULATED, FIXED_COUNTERS_ONLY, LAZY, PARTITIONED
@@ -294,7 +294,7 @@ def model(preset: Preset, design: str, excused: int = upstream.EVERY) -> Model:
 
     `excused` is the mask of what of upstream's inexactness is let be (`upstream.ALL`).
     """
-    size = f"{_count(preset.cpus, 'CPU')}, {_count(preset.vcpus, 'vCPU')}"
+    size = f"{count(preset.cpus, 'CPU')}, {count(preset.vcpus, 'vCPU')}"
     return Model(
         title=f"{design}, {preset.name}: {size}",
         record=Machine,
@@ -327,10 +327,6 @@ def own_model(preset: Preset, own: OwnDesign) -> Model:
     made = model(preset, own.base)
     title = f"{own.name}{made.title.removeprefix(own.base)}"
     return dataclasses.replace(made, title=title, replaced=own.replaced, homes=own.homes)
-
-
-def _count(number: int, of: str) -> str:
-    return f"{number} {of}{'s' if number != 1 else ''}"
 
 
 class PresetError(ValueError):

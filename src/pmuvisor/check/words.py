@@ -5,6 +5,12 @@ from __future__ import annotations
 from pmuvisor.check.model import Words
 from pmuvisor.records import Path
 
+
+def count(number: int, of: str) -> str:
+    """Return a number of things, in the plural where there is not one."""
+    return f"{number} {of}{'s' if number != 1 else ''}"
+
+
 _REGISTERS = {
     "pmcr": "PMCR_EL0",
     "cnten": "PMCNTEN",

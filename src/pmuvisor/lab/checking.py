@@ -18,11 +18,11 @@ from pmuvisor.check.model import Model
 from pmuvisor.check.walks import Walker, WalkResult
 from pmuvisor.compiled import Replaced
 from pmuvisor.lab import tables
+from pmuvisor.lab.progress import Clock, say
 from pmuvisor.lab.run import RequestError
 from pmuvisor.lab.tables import WIDTH
 from pmuvisor.lab.terminal import check_writable, ctrl_c, where_to, whole_file, write_result
 
-_PROGRESS_SECONDS = 0.2
 _CHECKPOINT_SECONDS = 10
 PLAIN_STATES = 3_000
 """States in which a defect is sought by CPython, some seconds, before anything is compiled."""
@@ -113,16 +113,16 @@ def _resume(exploration: Exploration, path: Path) -> None:
 def _explore(exploration: Exploration, checkpoint: Path | None, defect: Defect | None) -> Result:
     """Run an exploration, with the checkpoint as its memory. A defect is sought without compiling anything first."""
     if defect is not None and checkpoint is None:
-        _say("looking without compiling")
+        say("looking without compiling")
         found = plain.explore(exploration.model, _replaced(defect), exploration.asked, PLAIN_STATES)
-        _say("")
+        say("")
         if found.violation is not None or found.complete:
             return found
-    _say(COMPILING)
+    say(COMPILING)
     with ctrl_c() as started:
         started(exploration)
         result = exploration.run(_Progress(exploration, checkpoint))
-    _say("")
+    say("")
     if checkpoint is not None:
         _save(exploration, checkpoint)
     return result
@@ -162,11 +162,11 @@ def _told(lines: list[str]) -> list[str]:
 def _walk(arguments: argparse.Namespace, of: Model, defect: Defect | None, asked: int, where: Where) -> int:
     """Make random walks, and print what was found; return the exit status."""
     walker = Walker(of, _replaced(defect), asked, arguments.threads)
-    _say(COMPILING)
+    say(COMPILING)
     with ctrl_c() as started:
         started(walker)
         result = walker.run(arguments.seed, arguments.walks, arguments.steps, _WalkProgress(arguments.walks))
-    _say("")
+    say("")
     exploration = Exploration(of, _replaced(defect), asked)
     return _end(arguments, exploration, defect, where, result, _walk_table(result), _walk_as_json(of, result))
 
@@ -201,13 +201,12 @@ class _WalkProgress:
     """Says on a terminal how many walks have been made."""
 
     def __init__(self, walks: int) -> None:
-        self._walks, self._shown_at = walks, time.monotonic()
+        self._walks, self._clock = walks, Clock()
 
     def __call__(self, so_far: WalkResult) -> None:
-        if time.monotonic() - self._shown_at > _PROGRESS_SECONDS:
-            self._shown_at = time.monotonic()
+        if self._clock.is_due():
             rate = so_far.steps / so_far.seconds
-            _say(f"{so_far.walks:,} of {self._walks:,} walks, {rate:,.0f} steps a second")
+            say(f"{so_far.walks:,} of {self._walks:,} walks, {rate:,.0f} steps a second")
 
 
 # ---- what was found ---------------------------------------------------------------------------------------
@@ -253,22 +252,16 @@ class _Progress:
 
     def __init__(self, exploration: Exploration, checkpoint: Path | None) -> None:
         self._exploration, self._checkpoint = exploration, checkpoint
-        self._shown_at = self._saved_at = time.monotonic()
+        self._clock, self._saved_at = Clock(), time.monotonic()
 
     def __call__(self, so_far: Result) -> None:
         if self._checkpoint is not None and time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS:
             _save(self._exploration, self._checkpoint)
             self._saved_at = time.monotonic()
-        if time.monotonic() - self._shown_at > _PROGRESS_SECONDS:
-            self._shown_at = time.monotonic()
+        if self._clock.is_due():
             rate = so_far.states / so_far.seconds
             memory = so_far.bytes_used / (1 << 20)
-            _say(f"{so_far.states:,} states, depth {so_far.depth}, {rate:,.0f} a second, {memory:,.0f} MiB")
-
-
-def _say(what: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+            say(f"{so_far.states:,} states, depth {so_far.depth}, {rate:,.0f} a second, {memory:,.0f} MiB")
 
 
 # ---- the catalogue ----------------------------------------------------------------------------------------
@@ -301,10 +294,10 @@ def show_defects(arguments: argparse.Namespace) -> int:
 
 def _find(defect: Defect) -> tuple[str, int]:
     """Return the property that a defect breaks, and the steps of the shortest way; 0 where none is found."""
-    _say(defect.name)
+    say(defect.name)
     model = catalogue.named(defect.preset, defect.design)
     found = plain.explore(model, _replaced(defect))
-    _say("")
+    say("")
     if found.violation is None:
         return "-", 0
     return model.properties[found.violation.property].name, len(found.violation.actions)

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pmuvisor.board.machine import Status
-from pmuvisor.lab import compare_report, terminal
+from pmuvisor.lab import compare_report, progress, terminal
 from pmuvisor.lab.compare import DesignRun, compare_guest, compare_scenario
 from pmuvisor.lab.scenario import load
-from pmuvisor.lab.tables import WIDTH
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,7 +54,7 @@ def _compare(
         compare_report.check_plot()
     with terminal.ctrl_c() as started:
         runs = make(_progress(arguments.designs), started)
-    _clear()
+    progress.say("")
     if runs:
         if plot is not None:
             terminal.write_whole(plot, compare_report.plot(title, runs, plot.suffix[1:]))
@@ -71,15 +70,7 @@ def _compare(
 def _progress(designs: Sequence[str]) -> Callable[[str], None]:
     """Say on a terminal which design is run."""
 
-    def say(design: str) -> None:
-        if sys.stderr.isatty():
-            _clear()
-            where = f"{designs.index(design) + 1} of {len(designs)}"
-            print(f"\r{design} ({where})", end="", file=sys.stderr, flush=True)
+    def say_which(design: str) -> None:
+        progress.say(f"{design} ({designs.index(design) + 1} of {len(designs)})")
 
-    return say
-
-
-def _clear() -> None:
-    if sys.stderr.isatty():
-        print(f"\r{'':{WIDTH - 1}}\r", end="", file=sys.stderr, flush=True)
+    return say_which

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 import textwrap
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 from pmuvisor.check import defects
 from pmuvisor.check.defects import Defect
 from pmuvisor.lab import tables
+from pmuvisor.lab.progress import Clock, say
 from pmuvisor.lab.run import RequestError
 from pmuvisor.lab.tables import WIDTH
 from pmuvisor.lab.terminal import where_to, write_result
 
 if TYPE_CHECKING:
     from pmuvisor.check.prove import Counterexample, Result
-
-_PROGRESS_SECONDS = 0.2
 
 
 def require_z3() -> None:
@@ -47,9 +45,8 @@ def prove(arguments: argparse.Namespace) -> int:
         replaced[defect.sound] = defect.defective
     path, people = where_to(arguments.json)
     begin = time.perf_counter()
-    progress = _Progress()
-    results = proofs.prove(base, arguments.property, proofs.SETUPS, replaced, progress)
-    progress.end()
+    results = proofs.prove(base, arguments.property, proofs.SETUPS, replaced, _Progress())
+    say("")
     seconds = time.perf_counter() - begin
     assumed = [*proofs.ASSUMED, *proofs.ALSO_ASSUMED]
 
@@ -70,16 +67,11 @@ class _Progress:
     """Says on a terminal what is being proved."""
 
     def __init__(self) -> None:
-        self._shown_at = time.monotonic()
+        self._clock = Clock()
 
     def __call__(self, words: str) -> None:
-        if sys.stderr.isatty() and time.monotonic() - self._shown_at > _PROGRESS_SECONDS:
-            self._shown_at = time.monotonic()
-            print(f"\r\x1b[K{words[: WIDTH - 1]}", end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if sys.stderr.isatty():
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        if self._clock.is_due():
+            say(words)
 
 
 def _title(design: str, defect: Defect | None) -> str:

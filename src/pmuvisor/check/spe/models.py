@@ -22,6 +22,7 @@ from pmuvisor.check.models import PresetError
 from pmuvisor.check.spe import properties, state, steps
 from pmuvisor.check.spe.state import Machine
 from pmuvisor.check.spe.words import words
+from pmuvisor.check.words import count
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import PARTITIONED
 from pmuvisor.linux import sched
@@ -114,7 +115,7 @@ PRESETS = {
 
 def model(preset: Preset) -> Model:
     """Return the model of a preset's machine."""
-    size = f"{_count(preset.cpus, 'CPU')}, {_count(preset.vcpus, 'vCPU')}"
+    size = f"{count(preset.cpus, 'CPU')}, {count(preset.vcpus, 'vCPU')}"
     return Model(
         title=f"{DESIGN}, {preset.name}: {size}",
         record=Machine,
@@ -143,10 +144,6 @@ def adjusted(preset: Preset, changes: Mapping[str, str]) -> Preset:
 _BUDGET = 0, 99
 _LIMITS = {"cpus": (1, 8), "room": (1, 16), "accesses": _BUDGET, "executions": _BUDGET, "switches": _BUDGET}
 _LIMITS |= {"openings": _BUDGET, "unmappings": _BUDGET}
-
-
-def _count(number: int, of: str) -> str:
-    return f"{number} {of}{'s' if number != 1 else ''}"
 
 
 def sizes(preset: Preset) -> dict[str, int]:
