@@ -43,7 +43,7 @@ from numba import types as numba_types
 from numba.extending import intrinsic
 
 from pmuvisor.arch import sysreg
-from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED
+from pmuvisor.arch.events import CPU_CYCLES, INST_RETIRED, SW_INCR
 from pmuvisor.check import models, search, state
 from pmuvisor.check.explore import operands
 from pmuvisor.check.model import Model
@@ -80,10 +80,37 @@ EVENTS = (
     HostEvent(1, INST_RETIRED, 3, "kH"),
 )
 EVERY_BIT = (1 << 64) - 1
+FILTERS = tuple(
+    ("PMEVTYPER0_EL0", INST_RETIRED | sum(1 << bit for bit in bits))
+    for bits in (
+        (sysreg.FILTER_U,),
+        (sysreg.FILTER_P, sysreg.FILTER_NSK),
+        (sysreg.FILTER_U, sysreg.FILTER_NSU),
+        (sysreg.FILTER_NSK,),
+        (sysreg.FILTER_NSU,),
+    )
+)
+MORE: tuple[tuple[str, int | None], ...] = (
+    *models.EVERY,
+    *FILTERS,
+    ("PMCCFILTR_EL0", 1 << sysreg.FILTER_U),
+    ("PMEVTYPER1_EL0", SW_INCR),
+    *(("PMUSERENR_EL0", enabled) for enabled in (0, 2, 4, 8, 3, 5, 9)),
+)
+AT_EL0: tuple[tuple[str, int | None], ...] = (
+    *models.USER,
+    *((name, None) for name in ("PMXEVCNTR_EL0", "PMCR_EL0", "PMCEID0_EL0", "PMUSERENR_EL0", "PMSELR_EL0")),
+    ("PMSWINC_EL0", 3),
+    ("PMCCNTR_EL0", 3),
+    ("PMEVCNTR0_EL0", 2),
+    ("PMXEVCNTR_EL0", 1),
+    ("PMOVSSET_EL0", 1),
+    ("PMUSERENR_EL0", 1),
+)
 TWO_CPUS = Preset(
-    *("mutants", (3, 3), 2, 2, 2, EVENTS, *WITHOUT_END, models.EVERY, 1),
+    *("mutants", (3, 3), 2, 2, 2, EVENTS, *WITHOUT_END, MORE, 1),
     fixed_registers=models.FIXED_MANY,
-    at_el0=models.USER,
+    at_el0=AT_EL0,
     restored=models.RESTORED,
     host_el0=1,
     host_userenr=sysreg.PMUSERENR_CR,
@@ -92,11 +119,11 @@ OF_EL2 = (("PMCCFILTR_EL0", EVERY_BIT), ("PMEVTYPER0_EL0", 1 << sysreg.FILTER_NS
 """What guests whose counters are perf events do not write: upstream stores NSH."""
 WITH_EVENTS = tuple(
     (name, value)
-    for name, value in models.EVERY
+    for name, value in MORE
     if (name, value) not in (("PMCR_EL0", 1 | sysreg.PMCR_LP), ("PMEVTYPER1_EL0", models.NOT_EL1 | CPU_CYCLES))
 )
 """What guests whose counters are perf events access: not LP, which upstream does not follow, nor cycles twice, for
-which there are not enough counters before PMUv3p5 (docs/check.md)."""
+which there are not enough counters before PMUv3p5; nor PMXEVCNTR_EL0 at EL0, which can be PMCCNTR_EL0 (docs/check.md)."""
 NOTHING_DENIED = tuple((name, value) for name, value in WITH_EVENTS if value != models.DENIED)
 UNLIKE: tuple[dict[str, Any], ...] = (
     {},
@@ -132,11 +159,17 @@ def families() -> list[Family]:
     """Return all machines that are walked on."""
     made = []
     weights = {state.ACCESS: 5, state.EXECUTE: 4, state.ENTER: 2}
-    for name, designs, registers in (
-        ("counters", ("partitioned", "lazy"), (*models.EVERY, *OF_EL2)),
-        ("events", ("emulated", "fixed-counters-only"), WITH_EVENTS),
+    for name, designs, registers, at_el0 in (
+        ("counters", ("partitioned", "lazy"), (*MORE, *OF_EL2), AT_EL0),
+        (
+            "events",
+            ("emulated", "fixed-counters-only"),
+            WITH_EVENTS,
+            tuple(a for a in AT_EL0 if a[0] != "PMXEVCNTR_EL0"),
+        ),
     ):
-        presets = [dataclasses.replace(TWO_CPUS, **{"registers": registers, **unlike}) for unlike in UNLIKE]
+        like = dataclasses.replace(TWO_CPUS, registers=registers, at_el0=at_el0)
+        presets = [dataclasses.replace(like, **unlike) for unlike in UNLIKE]
         made.append(Family(name, [models.model(preset, design) for preset in presets for design in designs], weights))
     wide = spe_models.PRESETS["spe-wide"]
     endless = dict.fromkeys(("accesses", "executions", "switches", "openings"), 30_000)

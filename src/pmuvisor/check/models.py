@@ -16,6 +16,7 @@ from pmuvisor.arch import spe as arch_spe
 from pmuvisor.arch.cores import set_features
 from pmuvisor.arch.events import (
     BR_RETIRED,
+    CHAIN,
     CPU_CYCLES,
     INST_RETIRED,
     STALL_SLOT,
@@ -45,7 +46,7 @@ DENIED = BR_RETIRED
 """What the filter of every VM denies. Every instruction is a branch."""
 EVERY_EVENT = (1 << 64) - 1
 SLOTS = (1 << (STALL_SLOT & 31)) | (1 << (STALL_SLOT_BACKEND & 31)) | (1 << (STALL_SLOT_FRONTEND & 31))
-"""Of PMCEID1_EL0 what KVM hides of emulated counters: no CPU has it."""
+"""Of PMCEID1_EL0 what KVM hides of emulated counters."""
 PMMIR = 0x0C
 """Of a CPU; a guest reads 0."""
 CYCLE = 1 << sysreg.CYCLE
@@ -454,7 +455,7 @@ def machine(preset: Preset, design: int, asked: int = properties.EVERY, excused:
             setattr(event, field, excluded)
         event.leader, event.next_sibling, event.idx, event.state = number, NO_EVENT, NO_COUNTER, STATE_INACTIVE
     for v in range(preset.vcpus):
-        _begin_vcpu(m, preset, v)
+        _begin_vcpu(m, preset, design, v)
         if has_events(design):
             _begin_events(m, preset, v)
     m.left[:] = preset.budgets
@@ -480,8 +481,8 @@ def _pe(preset: Preset, counters: int, pmuver: int, fgt2: int) -> Pe:
     bits = preset.half_bits
     widths = {"half_bits": bits, "half_mask": (1 << bits) - 1, "counter_mask": (1 << 2 * bits) - 1}
     shown = {
-        "pmceid0": EVERY_EVENT,
-        "pmceid1": EVERY_EVENT & ~SLOTS,
+        "pmceid0": EVERY_EVENT & ~(1 << CHAIN),
+        "pmceid1": EVERY_EVENT,
         "pmmir": PMMIR if pmuver >= sysreg.PMUV3P4 else 0,
     }
     sizes = {"event_counters": counters, "counter_top": 2 * bits - 1}
@@ -490,10 +491,13 @@ def _pe(preset: Preset, counters: int, pmuver: int, fgt2: int) -> Pe:
     return pe
 
 
-def _begin_vcpu(m: Machine, preset: Preset, v: int) -> None:
+def _begin_vcpu(m: Machine, preset: Preset, design: int, v: int) -> None:
     vcpu, mirror, counters = m.world.vcpus[v], m.mirrors[v], m.world.vms[0].nr_counters
     own = _pe(preset, counters, m.world.vms[0].pmuver, 0)
     own.core.icntr = own.core.pmmir = 0
+    if has_events(design):
+        own.core.pmceid0 |= 1 << CHAIN
+        own.core.pmceid1 &= ~SLOTS
     own.tge = 0
     if v < preset.programmed:
         own.pmcr |= 1

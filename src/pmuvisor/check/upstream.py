@@ -204,8 +204,11 @@ def is_inexact(m: Machine, v: int, i: int, event: PerfEvent) -> bool:
 
 
 def follow(m: Machine, v: int) -> None:
-    """Let a mirror have the overflows of the counters whose events are excused."""
-    mirror = m.mirrors[v].pe
-    excused = inexact_counters(m, v)
+    """Let a mirror have the overflows of the counters whose events were excused before this step.
+
+    One that has overflowed in this step, as it had to, must show it, though the next time will be another matter.
+    """
+    mirror = m.mirrors[v]
     shown = m.world.vcpus[v].ovs | pending(m, v)
-    mirror.ovs = (mirror.ovs & ~excused) | (shown & excused)
+    mirror.pe.ovs = (mirror.pe.ovs & ~mirror.inexact) | (shown & mirror.inexact)
+    mirror.inexact = inexact_counters(m, v)
