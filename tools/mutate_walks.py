@@ -123,7 +123,7 @@ WITH_EVENTS = tuple(
     if (name, value) not in (("PMCR_EL0", 1 | sysreg.PMCR_LP), ("PMEVTYPER1_EL0", models.NOT_EL1 | CPU_CYCLES))
 )
 """What guests whose counters are perf events access: not LP, which upstream does not follow, nor cycles twice, for
-which there are not enough counters before PMUv3p5; nor PMXEVCNTR_EL0 at EL0, which can be PMCCNTR_EL0 (docs/check.md)."""
+which there are not enough counters before PMUv3p5; nor PMXEVCNTR_EL0 at EL0, which can be PMCCNTR_EL0."""
 NOTHING_DENIED = tuple((name, value) for name, value in WITH_EVENTS if value != models.DENIED)
 UNLIKE: tuple[dict[str, Any], ...] = (
     {},
