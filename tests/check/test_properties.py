@@ -10,11 +10,11 @@ import pytest
 from pmuvisor.arch.pmu import Pe
 from pmuvisor.check import models, plain, properties
 from pmuvisor.check.models import PRESETS
-from pmuvisor.kvm import partitioned, pmu
+from pmuvisor.kvm import emulated, partitioned, pmu
 from pmuvisor.kvm import world as worlds
 from pmuvisor.kvm.vcpu import FREE, HostContext, Vcpu, Vm, implemented_counter_mask
 from pmuvisor.kvm.world import World
-from pmuvisor.linux.host import Cpu
+from pmuvisor.linux.host import Cpu, Host
 
 
 def stays_free(world: World, c: int, v: int, now: int) -> None:
@@ -46,6 +46,13 @@ def el0_as_it_is(cpu: Cpu) -> None:
     """Switch no event at EL0."""
 
 
+def untold(host: Host, c: int, vm: Vm, vcpu: Vcpu, i: int) -> None:
+    """Handle the overflow of a guest's perf event, but tell the guest nothing."""
+    told = vcpu.ovs
+    emulated.perf_overflow(host, c, vm, vcpu, i)
+    vcpu.ovs = told
+
+
 @pytest.mark.parametrize(
     ("function", "instead", "design", "preset", "breaks"),
     [
@@ -55,6 +62,7 @@ def el0_as_it_is(cpu: Cpu) -> None:
         (partitioned.vcpu_put, users_forgotten, "partitioned", "modifiers", "host-back"),
         (pmu.restore_guest, el0_as_it_is, "partitioned", "modifiers", "host-counts"),
         (pmu.restore_host, el0_as_it_is, "partitioned", "modifiers", "host-counts"),
+        (emulated.perf_overflow, untold, "emulated", "tiny", "overflows"),
     ],
 )
 def test_what_breaks_a_property_is_found(
