@@ -11,9 +11,20 @@ from collections.abc import Iterable
 import pytest
 
 from linux.support import INTERVAL, Scene, check_counters, make_host
+from pmuvisor import records
 from pmuvisor.arch.events import CHAIN, CPU_CYCLES, INST_RETIRED
+from pmuvisor.linux import perf
 from pmuvisor.linux.arm_pmuv3 import EINVAL
-from pmuvisor.linux.host import ANY_CPU, NO_EVENT, NO_TASK, STATE_ACTIVE, STATE_INACTIVE, STATE_OFF, PerfEvent
+from pmuvisor.linux.host import (
+    ANY_CPU,
+    NO_COUNTER,
+    NO_EVENT,
+    NO_TASK,
+    STATE_ACTIVE,
+    STATE_INACTIVE,
+    STATE_OFF,
+    PerfEvent,
+)
 from pmuvisor.linux.perf import ENOENT
 
 MS = 1_000_000
@@ -680,3 +691,16 @@ def step(scene: Scene, rng: random.Random, alive: set[int], promoted: set[int]) 
         mask = rng.choice([0b111111, 0b111000, 0b110000, rng.getrandbits(6)])
         scene.resched_update(mask, 0)
         assert on_counters(scene, 0) == greedy(scene, mask.bit_count())
+
+
+def test_a_record_that_was_used_before_becomes_an_event_that_has_never_counted() -> None:
+    """What perf_event_alloc() zeroes. Whose it is, and where it counts, the caller says; what it has cost is still owed."""
+    event, never = records.new(PerfEvent), records.new(PerfEvent)
+    for leaf in records.leaves(PerfEvent):
+        records.put(event, leaf.path, 1)
+    perf.init_event(event, 7)
+    never.leader, never.next_sibling, never.idx = 7, NO_EVENT, NO_COUNTER
+    kept = {"attached", "pmu", "cpu", "task", "config", "state", "tstamp", "switched"}
+    for leaf in records.leaves(PerfEvent):
+        expected = 1 if leaf.path[0] in kept else records.get(never, leaf.path)
+        assert records.get(event, leaf.path) == expected, leaf.path
