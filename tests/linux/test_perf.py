@@ -694,7 +694,7 @@ def step(scene: Scene, rng: random.Random, alive: set[int], promoted: set[int]) 
 
 
 def test_a_record_that_was_used_before_becomes_an_event_that_has_never_counted() -> None:
-    """What perf_event_alloc() zeroes. Whose it is, and where it counts, the caller says; what it has cost is still owed."""
+    """As perf_event_alloc() does. Whose it is, and where it counts, the caller says; what it has cost is owed."""
     event, never = records.new(PerfEvent), records.new(PerfEvent)
     for leaf in records.leaves(PerfEvent):
         records.put(event, leaf.path, 1)
