@@ -75,7 +75,7 @@ def test_each_part_of_the_invariant_refuses_some_state() -> None:
         sizes = models.sizes(PRESETS[preset])
         leaves = [leaf for leaf in records.leaves(Machine, sizes) if leaf.path[0] in ("world", "mirrors")]
         for m in walk(preset, design, 1, 300):
-            for _ in range(20):
+            for _ in range(40):
                 other, leaf = records.copy(m), rng.choice(leaves)
                 records.put(other, leaf.path, records.get(m, leaf.path) ^ (1 << rng.randrange(leaf.width)))
                 with contextlib.suppress(IndexError):  # a guest of more counters than there are
