@@ -17,6 +17,9 @@ from pmuvisor.linux import perf
 from pmuvisor.linux.arm_pmuv3 import EINVAL
 from pmuvisor.linux.host import (
     ANY_CPU,
+    EVENT_CPU,
+    EVENT_FLEXIBLE,
+    EVENT_PINNED,
     NO_COUNTER,
     NO_EVENT,
     NO_TASK,
@@ -704,3 +707,24 @@ def test_a_record_that_was_used_before_becomes_an_event_that_has_never_counted()
     for leaf in records.leaves(PerfEvent):
         expected = 1 if leaf.path[0] in kept else records.get(never, leaf.path)
         assert records.get(event, leaf.path) == expected, leaf.path
+
+
+@pytest.mark.parametrize(
+    ("attributes", "event_type", "stays"),
+    [
+        ({"task": 0}, EVENT_FLEXIBLE, [True, True, True, False]),
+        ({"task": 0, "pinned": 1}, EVENT_PINNED, [True, False, False, False]),
+        ({}, EVENT_FLEXIBLE | EVENT_CPU, [True, True, False, False]),
+        ({"pinned": 1}, EVENT_PINNED | EVENT_CPU, [False, False, False, False]),
+    ],
+)
+def test_what_comes_later_takes_off_its_own_priority_and_what_is_below(
+    attributes: dict[str, int], event_type: int, stays: list[bool]
+) -> None:
+    """CPU pinned, task pinned, CPU flexible, task flexible: ctx_resched() of events/core.c."""
+    scene = scene_of()
+    others = [scene.open(**of) for of in ({"pinned": 1}, {"task": 0, "pinned": 1}, {}, {"task": 0})]
+    assert perf.event_type_of(scene.host.events[scene.open(**attributes)]) == event_type
+    assert all(scene.host.events[number].state == STATE_ACTIVE for number in others)
+    perf.resched_out(scene.host, 0, event_type, scene.now)
+    assert [scene.host.events[number].state == STATE_ACTIVE for number in others] == stays
