@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pmuvisor import records
-from pmuvisor.arch.sysreg import PMUV3P0, PMUV3P1
+from pmuvisor.arch.pmu import Features
+from pmuvisor.arch.sysreg import PMUV3P0, PMUV3P1, PMUV3P5
 from pmuvisor.kvm.filters import allowed_pmceid
-from pmuvisor.kvm.vcpu import Vm
+from pmuvisor.kvm.vcpu import Vm, event_mask, evtyper_mask
 
 EVERY = (1 << 64) - 1
 LOWER = (1 << 32) - 1
@@ -38,3 +39,14 @@ def test_a_denied_event_is_hidden_wherever_its_bit_is() -> None:
 def test_with_a_filter_a_guest_whose_events_have_10_bits_sees_none_from_0x4000_on(which: int) -> None:
     assert allowed_pmceid(vm_with(PMUV3P0, 16, ()), which) == LOWER
     assert allowed_pmceid(vm_with(PMUV3P0, 1, ()), which) == LOWER
+
+
+def test_an_event_has_10_bits_before_pmuv3p1_and_16_from_then_on() -> None:
+    """kvm_pmu_event_mask(); kvm_pmu_evtyper_mask(): P, U and NSH, with EL3 NSK, NSU and M."""
+    for pmuver, bits in ((PMUV3P0, 0x3FF), (PMUV3P1, 0xFFFF), (PMUV3P5, 0xFFFF)):
+        vm = vm_with(pmuver, 0, ())
+        assert event_mask(vm) == bits
+        for el3, filters in ((0, 0xC800_0000), (1, 0xFC00_0000)):
+            core = records.new(Features)
+            core.el3 = el3
+            assert evtyper_mask(core, vm) == filters | bits
