@@ -16,10 +16,17 @@ from pmuvisor import records
 from pmuvisor.arch import spe
 from pmuvisor.arch.sysreg import PMBLIMITR_EL1, PMBPTR_EL1, PMBSR_EL1, PMSICR_EL1
 from pmuvisor.linux import arm_spe
-from pmuvisor.linux.arm_spe import AUX_PARTIAL, AUX_TRUNCATED
+from pmuvisor.linux.arm_spe import (
+    AUX_COLLISION,
+    AUX_PARTIAL,
+    AUX_TRUNCATED,
+    FAULT_FATAL,
+    FAULT_OK,
+    FAULT_SPURIOUS,
+)
 from pmuvisor.linux.host import NO_SESSION, NO_TASK, STATE_ACTIVE, STATE_INACTIVE, STATE_OFF, SpeSession
 
-E, S, DL = 1, 1 << 17, 1 << 19
+E, COLL, S, DL = 1, 1 << 16, 1 << 17, 1 << 19
 STAGE1 = 0x24 << 26 | 7
 RECORD = 64
 
@@ -202,6 +209,31 @@ def test_a_fault_stops_profiling_and_what_was_written_before_it_is_the_readers(
     assert not spe.statistical_profiling_enabled(s.spu, EL2, 1)
     s.read_aux()
     assert serials(bytes(s.host_stream)) == s.formed[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "before", "flags", "action"),
+    [
+        (0, 0, 0, FAULT_SPURIOUS),
+        (DL | COLL | 1, 0, 0, FAULT_SPURIOUS),
+        (S | 1, 0, 0, FAULT_OK),
+        (S | 1 | DL, AUX_COLLISION, AUX_TRUNCATED | AUX_PARTIAL | AUX_COLLISION, FAULT_OK),
+        (S | 1 | DL, AUX_PARTIAL, AUX_TRUNCATED | AUX_PARTIAL, FAULT_OK),
+        (S | 1 | COLL, AUX_PARTIAL, AUX_COLLISION | AUX_PARTIAL, FAULT_OK),
+        (S | 1 | COLL, AUX_COLLISION, AUX_COLLISION, FAULT_OK),
+        (S | 2, 0, 0, FAULT_FATAL),
+        (S | STAGE1, 0, 0, FAULT_FATAL),
+        *((S | 1 | 1 << bit, 0, 0, FAULT_FATAL) for bit in range(26, 32)),
+    ],
+)
+def test_what_an_interrupt_is_for_is_read_from_pmbsr(status: int, before: int, flags: int, action: int) -> None:
+    """PMBSR_EL1 (Arm ARM): EC 0 with BSC 1 is a full buffer; only then does profiling go on."""
+    s = SpeMachine(0, without_spe=1)
+    s.profile()
+    spe.write(s.spu, PMBSR_EL1, status)
+    s.session.aux_flags = before
+    assert arm_spe.buf_get_fault_act(s.cpu, s.session) == action
+    assert (s.session.aux_flags, s.session.handle_open) == (flags, int(action == FAULT_SPURIOUS))
 
 
 @pytest.mark.parametrize("profiling", [True, False])
