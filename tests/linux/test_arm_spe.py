@@ -170,6 +170,62 @@ def test_unread_data_is_not_written_over_and_the_event_that_loses_data_is_disabl
     assert serials(bytes(s.host_stream)) == s.formed[0]
 
 
+# ---- the reader ----------------------------------------------------------------------------------------------
+
+
+def test_the_reader_is_woken_for_each_watermark_that_is_passed() -> None:
+    """rb_need_aux_wakeup() of kernel/events/ring_buffer.c: aux_wakeup is the last multiple of the watermark."""
+    session = records.new(SpeSession)
+    session.watermark, session.state, session.handle_open = PAGE, STATE_ACTIVE, 1
+    for size, woken, wakeup in (
+        (100, 0, 0),
+        (PAGE - 100, 1, PAGE),
+        (PAGE + 1, 2, 2 * PAGE),
+        (100, 2, 2 * PAGE),
+        (2 * PAGE, 3, 4 * PAGE),
+    ):
+        arm_spe.perf_aux_output_end(session, size)
+        assert (session.woken, session.aux_wakeup, session.handle_open) == (woken, wakeup, 0)
+    session.aux_flags = AUX_COLLISION
+    arm_spe.perf_aux_output_end(session, 0)
+    assert (session.woken, session.state, session.truncated) == (3, STATE_ACTIVE, 0)
+    for times in (1, 2):
+        session.aux_flags = AUX_TRUNCATED
+        arm_spe.perf_aux_output_end(session, 0)
+        assert (session.woken, session.state, session.truncated) == (3 + times, STATE_OFF, times)
+
+
+def test_a_prompt_reader_reads_once_for_each_time_it_is_woken() -> None:
+    s = SpeMachine(0, without_spe=1)
+    session = s.session
+    session.prompt, session.woken, session.noticed, session.aux_head, session.aux_tail = 0, 1, 0, 100, 0
+    arm_spe.read_if_woken(s.host, NO_SESSION)
+    arm_spe.read_if_woken(s.host, 0)
+    assert (session.aux_tail, session.noticed) == (0, 0)
+    session.prompt = 1
+    arm_spe.read_if_woken(s.host, 0)
+    assert (session.aux_tail, session.noticed) == (100, 1)
+    session.aux_head = 200
+    arm_spe.read_if_woken(s.host, 0)
+    assert (session.aux_tail, session.noticed) == (100, 1)
+    session.woken = 3
+    arm_spe.read_if_woken(s.host, 0)
+    assert (session.aux_tail, session.noticed) == (200, 3)
+
+
+def test_where_the_reader_has_left_no_room_the_session_is_off_and_the_reader_woken() -> None:
+    """perf_aux_output_begin() returns -EINVAL: errno-base.h has 22."""
+    session = records.new(SpeSession)
+    session.size, session.aux_flags, session.state = 2 * PAGE, AUX_COLLISION, STATE_ACTIVE
+    session.aux_head = 2 * PAGE - 2
+    assert arm_spe.perf_aux_output_begin(session) == 0
+    assert (session.handle_size, session.handle_open, session.aux_flags) == (1, 1, 0)
+    session.aux_head, session.handle_open = 2 * PAGE - 1, 0
+    for times in (1, 2):
+        assert arm_spe.perf_aux_output_begin(session) == -22
+        assert (session.handle_size, session.handle_open, session.state, session.woken) == (0, 0, STATE_OFF, times)
+
+
 # ---- interrupts --------------------------------------------------------------------------------------------------
 
 
