@@ -22,7 +22,7 @@ from pmuvisor.check.packing import Workspace
 from pmuvisor.check.symbolic import Int, word
 from pmuvisor.compiled import compiled
 
-STEPS = int(os.environ.get("STEPS", "20000"))
+STEPS = int(os.environ.get("STEPS", "10000"))
 """That happen, under all designs together; of those that are not possible there are some ten times as many."""
 WALK = 400
 """Steps after which a walk begins anew."""
