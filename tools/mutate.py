@@ -34,10 +34,10 @@ import time
 import types
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import hypothesis
 import numpy  # noqa: F401  imported before the forks, since it takes longer than a mutant
@@ -54,6 +54,9 @@ MEMORY = 8 << 30
 """Bytes of address space that a mutant may take."""
 LENIENCE = 8
 """How many times the CPU time of the unbroken run a mutant may take."""
+
+
+T = TypeVar("T")
 
 
 class Failure(Exception):
@@ -376,19 +379,30 @@ class Running(NamedTuple):
         return {"verdict": "timeout" if limit else "crash", "stage": "", "test": ""}
 
 
-def start(path: str | None, code: Any, tests: Sequence[str], first: Sequence[str], seconds: float) -> Running:
-    """Fork a child that runs the tests, `first` before the others."""
+def forked(work: Callable[[int], None]) -> Running:
+    """Fork a child that does its work, and writes what came of it, as JSON, to the file that it is given."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            _in_child(path, code, tests, first, seconds, writing)
+            work(writing)
         finally:
             os._exit(0)
     os.close(writing)
     return Running(pid, reading)
+
+
+def start(path: str | None, code: Any, tests: Sequence[str], first: Sequence[str], seconds: float) -> Running:
+    """Start a child that runs the tests, `first` before the others."""
+    return forked(lambda writing: _in_child(path, code, tests, first, seconds, writing))
+
+
+def first_to_end(running: list[tuple[Running, T]]) -> tuple[Running, T]:
+    """Wait for one of those that run, and take it out of them."""
+    ready, _, _ = select.select([child.reading for child, _ in running], [], [])
+    return running.pop(next(i for i, (child, _) in enumerate(running) if child.reading in ready))
 
 
 # ---- all of them ------------------------------------------------------------------------------------------------
@@ -502,9 +516,7 @@ class Campaign:
                     yield mutant, module, tree
 
     def _finish_one(self) -> None:
-        ready, _, _ = select.select([child.reading for child, _ in self.running], [], [])
-        place = next(i for i, (child, _) in enumerate(self.running) if child.reading in ready)
-        child, record = self.running.pop(place)
+        child, record = first_to_end(self.running)
         outcome = child.wait()
         killers = self.killers.setdefault(record["function"], [])
         if outcome["test"] and outcome["test"] not in killers:

@@ -27,8 +27,6 @@ import os
 import random
 import re
 import resource
-import select
-import signal
 import sys
 import time
 import types
@@ -313,19 +311,14 @@ def walks(family: Family, broken: dict[Any, Any], number: int, length: int) -> W
 
 def start(walk: Walk, number: int, seconds: float) -> mutate.Running:
     """Fork a child that walks with a mutant switched on. One that hangs comes to a limit of CPU time."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
-            _switch.value = number
-            wrong = walk()
-            os.write(writing, json.dumps({"verdict": "killed" if wrong else "survived", "test": wrong}).encode())
-        finally:
-            os._exit(0)
-    os.close(writing)
-    return mutate.Running(pid, reading)
+
+    def work(writing: int) -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
+        _switch.value = number
+        wrong = walk()
+        os.write(writing, json.dumps({"verdict": "killed" if wrong else "survived", "test": wrong}).encode())
+
+    return mutate.forked(work)
 
 
 def outcomes(walk: Walk, todo: Sequence[mutate.Mutant], seconds: float, jobs: int) -> Iterator[tuple[Any, Any]]:
@@ -336,9 +329,7 @@ def outcomes(walk: Walk, todo: Sequence[mutate.Mutant], seconds: float, jobs: in
         while waiting and len(running) < jobs:
             mutant = waiting.pop()
             running.append((start(walk, mutant.number, seconds), mutant))
-        ready, _, _ = select.select([child.reading for child, _ in running], [], [])
-        place = next(i for i, (child, _) in enumerate(running) if child.reading in ready)
-        child, mutant = running.pop(place)
+        child, mutant = mutate.first_to_end(running)
         yield mutant, child.wait()
 
 
